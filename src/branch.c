@@ -1,0 +1,308 @@
+/*-------------------------------------------------------------------------
+ *
+ * branch.c
+ *	  Tables branch, floor and incident: the participant's memory.
+ *
+ * A branch that writes inserts its row in its own transaction just before
+ * PREPARE.  While prepared, the row is invisible but can be read dirty, which
+ * ties the transaction's GID to its gtid; once committed it says that the
+ * transaction took effect here, so that a repeated prepare is recognised.
+ * Rows below the coordinator's floor are deleted in the transaction that
+ * records the floor, below which prepares are refused.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "branch.h"
+#include "compat.h"
+#include "relation.h"
+
+/* columns of branch */
+#define BRANCH_COORDINATOR	1
+#define BRANCH_GTID			2
+#define BRANCH_GID			3
+#define BRANCH_SENDER		4
+#define BRANCH_PREPARED_AT	5
+#define BRANCH_NATTS		5
+
+/* columns of floor */
+#define FLOOR_COORDINATOR	1
+#define FLOOR_GTID			2
+
+/*
+ * tpc_branch_gid: the GID of a message-driven branch.  GIDs are the cluster's,
+ * and two databases of one cluster may take part in one transaction, so the
+ * participant is part of it.
+ */
+void
+tpc_branch_gid(const TpcGlobalId *id, const char *node, char gid[TPC_GID_SIZE])
+{
+	char		text[TPC_GTID_TEXT_SIZE];
+
+	tpc_gtid_to_text(id, text);
+	snprintf(gid, TPC_GID_SIZE, TPC_GID_PREFIX "%s:%s", text, node);
+}
+
+/* tpc_branch_gid_parse: false unless gid is a branch of this node. */
+bool
+tpc_branch_gid_parse(const char *gid, const char *node, TpcGlobalId *id)
+{
+	size_t		prefix_len = strlen(TPC_GID_PREFIX);
+	const char *colon;
+
+	if (strncmp(gid, TPC_GID_PREFIX, prefix_len) != 0)
+		return false;
+	gid += prefix_len;
+	colon = strchr(gid, ':');
+	if (colon == NULL || strcmp(colon + 1, node) != 0)
+		return false;
+	return tpc_gtid_from_text(gid, colon - gid, id);
+}
+
+static void
+branch_keys(ScanKeyData keys[2], const TpcGlobalId *id, pg_uuid_t *uuid)
+{
+	tpc_gtid_to_bytes(&id->gtid, uuid->data);
+	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ,
+						   CStringGetTextDatum(id->coordinator));
+	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid,
+						   InvalidOid, F_UUID_EQ, UUIDPGetDatum(uuid));
+}
+
+/*
+ * tpc_branch_probe: what is known here of a branch, read dirty: a row of a
+ * prepared transaction, or of one about to be, is IN_PROGRESS.
+ */
+void
+tpc_branch_probe(const TpcGlobalId *id, TpcBranchRow *row)
+{
+	Relation	rel = tpc_relation_open("branch", AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ScanKeyData keys[2];
+	pg_uuid_t	uuid;
+	TpcRowState state;
+
+	memset(row, 0, sizeof(*row));
+	branch_keys(keys, id, &uuid);
+	state = tpc_relation_probe(rel, "branch_pkey", keys, 2, slot);
+	row->state = state == TPC_ROW_NONE ? TPC_BRANCH_NONE :
+		state == TPC_ROW_COMMITTED ? TPC_BRANCH_COMMITTED :
+		TPC_BRANCH_IN_PROGRESS;
+	if (state != TPC_ROW_NONE)
+	{
+		bool		isnull;
+		char	   *value;
+
+		value = TextDatumGetCString(slot_getattr(slot, BRANCH_GID, &isnull));
+		strlcpy(row->gid, value, sizeof(row->gid));
+		value = TextDatumGetCString(slot_getattr(slot, BRANCH_SENDER, &isnull));
+		strlcpy(row->sender, value, sizeof(row->sender));
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+}
+
+/*
+ * tpc_branch_insert: write the row in the current transaction, which is about
+ * to be prepared.  Raises 23505 if the branch took effect before.  The caller
+ * checks the floor after this, not before: see tpc_branch_below_floor.
+ */
+void
+tpc_branch_insert(const TpcGlobalId *id, const char *gid, const char *sender)
+{
+	Relation	rel = tpc_relation_open("branch", RowExclusiveLock);
+	Datum		values[BRANCH_NATTS];
+	bool		nulls[BRANCH_NATTS] = {false};
+	pg_uuid_t	uuid;
+	HeapTuple	tuple;
+
+	tpc_gtid_to_bytes(&id->gtid, uuid.data);
+	values[BRANCH_COORDINATOR - 1] = CStringGetTextDatum(id->coordinator);
+	values[BRANCH_GTID - 1] = UUIDPGetDatum(&uuid);
+	values[BRANCH_GID - 1] = CStringGetTextDatum(gid);
+	values[BRANCH_SENDER - 1] = CStringGetTextDatum(sender);
+	values[BRANCH_PREPARED_AT - 1] =
+		TimestampTzGetDatum(GetCurrentTimestamp());
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	table_close(rel, NoLock);
+}
+
+/*
+ * tpc_branch_below_floor: whether a snapshot taken now shows the transaction
+ * as closed.
+ *
+ * Asked after tpc_branch_insert it is decisive.  If the floor's transaction
+ * committed before our look, we see it.  If it commits later, it did not see
+ * our row, so it deletes none of ours; and a row of an earlier run of the
+ * same branch was still there when we inserted, so that we failed on it.
+ */
+bool
+tpc_branch_below_floor(const TpcGlobalId *id)
+{
+	Relation	rel = tpc_relation_open("floor", AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		below = false;
+
+	ScanKeyEntryInitialize(&key, 0, FLOOR_COORDINATOR, BTEqualStrategyNumber,
+						   InvalidOid, C_COLLATION_OID, F_TEXTEQ,
+						   CStringGetTextDatum(id->coordinator));
+	scan = systable_beginscan(rel, tpc_index_oid("floor_pkey"), true, NULL,
+							  1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, FLOOR_GTID,
+										 RelationGetDescr(rel), &isnull);
+		TpcGtid		floor;
+
+		if (tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &floor))
+			below = tpc_gtid_compare(&id->gtid, &floor) < 0;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return below;
+}
+
+/*
+ * tpc_branch_advance_floor: record a coordinator's floor and delete the rows
+ * below it, in the current transaction.  False if it was there already.
+ */
+bool
+tpc_branch_advance_floor(const char *coordinator, const TpcGtid *floor)
+{
+	Oid			types[2] = {TEXTOID, UUIDOID};
+	Datum		values[2];
+	pg_uuid_t	uuid;
+	bool		advanced;
+
+	tpc_gtid_to_bytes(floor, uuid.data);
+	values[0] = CStringGetTextDatum(coordinator);
+	values[1] = UUIDPGetDatum(&uuid);
+
+	SPI_connect();
+	tpc_spi_execute("INSERT INTO tpc_amqp.floor AS f VALUES ($1, $2)"
+					" ON CONFLICT (coordinator) DO UPDATE SET gtid = excluded.gtid"
+					" WHERE f.gtid OPERATOR(pg_catalog.<) excluded.gtid",
+					2, types, values, NULL, false, SPI_OK_INSERT);
+	advanced = SPI_processed > 0;
+	if (advanced)
+		tpc_spi_execute("DELETE FROM tpc_amqp.branch"
+						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
+						" AND gtid OPERATOR(pg_catalog.<) $2",
+						2, types, values, NULL, false, SPI_OK_DELETE);
+	SPI_finish();
+	return advanced;
+}
+
+/*
+ * tpc_branch_prepared: the branches of this node that are prepared, as
+ * TpcPreparedBranch * in the caller's context.
+ */
+List *
+tpc_branch_prepared(const char *node)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *result = NIL;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT gid, prepared FROM pg_catalog.pg_prepared_xacts"
+					" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		char	   *gid = SPI_getvalue(tuple, desc, 1);
+		TpcGlobalId id;
+		bool		isnull;
+
+		if (gid != NULL && tpc_branch_gid_parse(gid, node, &id))
+		{
+			MemoryContext old = MemoryContextSwitchTo(caller);
+			TpcPreparedBranch *branch = palloc0(sizeof(*branch));
+
+			branch->id = id;
+			strlcpy(branch->gid, gid, sizeof(branch->gid));
+			branch->prepared_at =
+				DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull));
+			result = lappend(result, branch);
+			MemoryContextSwitchTo(old);
+		}
+	}
+	SPI_finish();
+	return result;
+}
+
+/*
+ * tpc_incident_report: list something a person has to look at; again for the
+ * same thing only moves its last_at.  In the current transaction.
+ */
+void
+tpc_incident_report(const TpcGlobalId *id, const char *kind, const char *node,
+					const char *detail)
+{
+	Oid			types[4] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[4];
+	char		gtid[TPC_GTID_TEXT_SIZE];
+
+	tpc_gtid_to_text(id, gtid);
+	values[0] = CStringGetTextDatum(gtid);
+	values[1] = CStringGetTextDatum(kind);
+	values[2] = CStringGetTextDatum(node);
+	values[3] = CStringGetTextDatum(detail);
+	SPI_connect();
+	tpc_spi_execute("INSERT INTO tpc_amqp.incident"
+					" VALUES ($1, $2, $3, pg_catalog.now(), pg_catalog.now(), $4)"
+					" ON CONFLICT (gtid, kind, node)"
+					" DO UPDATE SET last_at = excluded.last_at,"
+					" detail = excluded.detail",
+					4, types, values, NULL, false, SPI_OK_INSERT);
+	SPI_finish();
+}
+
+/* tpc_incident_clear: kind NULL for all kinds; whether there was one. */
+bool
+tpc_incident_clear(const TpcGlobalId *id, const char *kind)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2];
+	char		nulls[2] = {' ', ' '};
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	bool		cleared;
+
+	tpc_gtid_to_text(id, gtid);
+	values[0] = CStringGetTextDatum(gtid);
+	if (kind != NULL)
+		values[1] = CStringGetTextDatum(kind);
+	else
+		nulls[1] = 'n';
+	SPI_connect();
+	tpc_spi_execute("DELETE FROM tpc_amqp.incident"
+					" WHERE gtid OPERATOR(pg_catalog.=) $1"
+					" AND ($2 IS NULL OR kind OPERATOR(pg_catalog.=) $2)",
+					2, types, values, nulls, false, SPI_OK_DELETE);
+	cleared = SPI_processed > 0;
+	SPI_finish();
+	return cleared;
+}

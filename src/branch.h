@@ -1,0 +1,49 @@
+/*-------------------------------------------------------------------------
+ *
+ * branch.h
+ *	  Tables branch, floor and incident: the participant's memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_BRANCH_H
+#define TPC_BRANCH_H
+
+#include "nodes/pg_list.h"
+
+#include "message.h"
+#include "protocol.h"
+
+#define TPC_GID_PREFIX	"tpc_amqp:"
+#define TPC_GID_SIZE	200		/* GIDSIZE of the server */
+
+typedef struct TpcBranchRow
+{
+	TpcBranchState state;
+	char		gid[TPC_GID_SIZE];
+	char		sender[TPC_USER_MAXLEN + 1];
+} TpcBranchRow;
+
+/* A prepared branch as pg_prepared_xacts shows it. */
+typedef struct TpcPreparedBranch
+{
+	TpcGlobalId id;
+	char		gid[TPC_GID_SIZE];
+	TimestampTz prepared_at;
+} TpcPreparedBranch;
+
+extern void tpc_branch_gid(const TpcGlobalId *id, const char *node,
+						   char gid[TPC_GID_SIZE]);
+extern bool tpc_branch_gid_parse(const char *gid, const char *node,
+								 TpcGlobalId *id);
+extern void tpc_branch_probe(const TpcGlobalId *id, TpcBranchRow *row);
+extern void tpc_branch_insert(const TpcGlobalId *id, const char *gid,
+							  const char *sender);
+extern bool tpc_branch_below_floor(const TpcGlobalId *id);
+extern bool tpc_branch_advance_floor(const char *coordinator,
+									 const TpcGtid *floor);
+extern List *tpc_branch_prepared(const char *node);
+extern void tpc_incident_report(const TpcGlobalId *id, const char *kind,
+								const char *node, const char *detail);
+extern bool tpc_incident_clear(const TpcGlobalId *id, const char *kind);
+
+#endif							/* TPC_BRANCH_H */

@@ -1,0 +1,429 @@
+/*-------------------------------------------------------------------------
+ *
+ * decision.c
+ *	  Tables decision and incarnation: the coordinator's memory.
+ *
+ * A row of decision is inserted in the user's own transaction, so it is
+ * visible if and only if that transaction committed: the commit record is the
+ * decision.  This file is the only reader and writer of both tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xlog.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "decision.h"
+#include "relation.h"
+#include "settings.h"
+
+/* columns of decision */
+#define DECISION_GTID			1
+#define DECISION_PARTICIPANTS	2
+#define DECISION_DECIDED_AT		3
+#define DECISION_NATTS			3
+
+/* columns of incarnation */
+#define INCARNATION_INCARNATION	1
+#define INCARNATION_TIMELINE	2
+#define INCARNATION_STARTED_AT	3
+#define INCARNATION_FORGOTTEN	4
+#define INCARNATION_NATTS		4
+
+static Datum
+gtid_datum(const TpcGtid *gtid, pg_uuid_t *space)
+{
+	tpc_gtid_to_bytes(gtid, space->data);
+	return UUIDPGetDatum(space);
+}
+
+static ArrayType *
+text_array(char **values, int n)
+{
+	Datum	   *elems = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		elems[i] = CStringGetTextDatum(values[i]);
+	return construct_array(elems, n, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * tpc_decision_insert: step C2.  Write the record that the current
+ * transaction's commit makes the decision.  Raises as any insert does; durable
+ * when (and only if) the transaction commits.
+ */
+void
+tpc_decision_insert(const TpcGtid *gtid, char **participants,
+					int nparticipants)
+{
+	Relation	rel = tpc_relation_open("decision", RowExclusiveLock);
+	Datum		values[DECISION_NATTS];
+	bool		nulls[DECISION_NATTS] = {false};
+	pg_uuid_t	uuid;
+	HeapTuple	tuple;
+
+	values[DECISION_GTID - 1] = gtid_datum(gtid, &uuid);
+	values[DECISION_PARTICIPANTS - 1] =
+		PointerGetDatum(text_array(participants, nparticipants));
+	values[DECISION_DECIDED_AT - 1] =
+		TimestampTzGetDatum(GetCurrentTimestamp());
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	table_close(rel, NoLock);
+}
+
+static void
+row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
+{
+	bool		isnull;
+	Datum		datum;
+	Datum	   *elems;
+
+	datum = slot_getattr(slot, DECISION_GTID, &isnull);
+	if (!tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &row->gtid))
+		memset(&row->gtid, 0, sizeof(row->gtid));
+	datum = slot_getattr(slot, DECISION_PARTICIPANTS, &isnull);
+	deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elems, NULL, &row->nparticipants);
+	row->participants = palloc(sizeof(char *) * Max(row->nparticipants, 1));
+	for (int i = 0; i < row->nparticipants; i++)
+		row->participants[i] = TextDatumGetCString(elems[i]);
+	row->decided_at =
+		DatumGetTimestampTz(slot_getattr(slot, DECISION_DECIDED_AT, &isnull));
+}
+
+/*
+ * scan_decisions: call back for each row a snapshot taken now sees; key NULL
+ * for all rows.
+ */
+static List *
+scan_decisions(ScanKey key, TimestampTz before)
+{
+	Relation	rel = tpc_relation_open("decision", AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	List	   *result = NIL;
+	SysScanDesc scan;
+
+	scan = systable_beginscan(rel,
+							  key ? tpc_index_oid("decision_pkey") : InvalidOid,
+							  key != NULL, snapshot, key ? 1 : 0, key);
+	for (;;)
+	{
+		HeapTuple	tuple = systable_getnext(scan);
+		TpcDecisionRow *row;
+
+		if (!HeapTupleIsValid(tuple))
+			break;
+		CHECK_FOR_INTERRUPTS();
+		ExecForceStoreHeapTuple(tuple, slot, false);
+		row = palloc(sizeof(TpcDecisionRow));
+		row_from_slot(slot, row);
+		if (before == 0 || row->decided_at <= before)
+			result = lappend(result, row);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
+/*
+ * tpc_decision_lookup: whether a snapshot taken now sees the row; if row is
+ * given, what it says.
+ */
+bool
+tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row)
+{
+	ScanKeyData key;
+	pg_uuid_t	uuid;
+	List	   *rows;
+
+	ScanKeyInit(&key, DECISION_GTID, BTEqualStrategyNumber, F_UUID_EQ,
+				gtid_datum(gtid, &uuid));
+	rows = scan_decisions(&key, 0);
+	if (rows == NIL)
+		return false;
+	if (row != NULL)
+		*row = *(TpcDecisionRow *) linitial(rows);
+	return true;
+}
+
+/* tpc_decision_list: rows decided no later than before, as TpcDecisionRow *. */
+List *
+tpc_decision_list(TimestampTz before)
+{
+	return scan_decisions(NULL, before);
+}
+
+/*
+ * tpc_decision_delete: forget, and remember up to where has been forgotten.
+ *
+ * Step C7.  The caller knows that all participants have acknowledged.  The
+ * note (incarnation.forgotten) is what keeps outcome() from calling a
+ * forgotten commit an abort; it is of the same transaction as the deletes.
+ * Returns the number of rows deleted.
+ */
+uint64
+tpc_decision_delete(const TpcGtid *gtids, int n)
+{
+	pg_uuid_t  *uuids = palloc(sizeof(pg_uuid_t) * n);
+	Datum	   *elems = palloc(sizeof(Datum) * n);
+	Oid			types[1] = {UUIDARRAYOID};
+	Datum		values[1];
+	uint64		deleted;
+
+	for (int i = 0; i < n; i++)
+		elems[i] = gtid_datum(&gtids[i], &uuids[i]);
+	values[0] = PointerGetDatum(construct_array(elems, n, UUIDOID,
+												UUID_LEN, false,
+												TYPALIGN_CHAR));
+	SPI_connect();
+	tpc_spi_execute("DELETE FROM tpc_amqp.decision"
+					" WHERE gtid OPERATOR(pg_catalog.=) ANY ($1)",
+					1, types, values, NULL, false, SPI_OK_DELETE);
+	deleted = SPI_processed;
+	SPI_finish();
+
+	/* The highest of each incarnation, and there are seldom two. */
+	for (int i = 0; i < n; i++)
+	{
+		TpcGtid		high = gtids[i];
+		bool		first = true;
+		Oid			note_types[2] = {INT8OID, UUIDOID};
+		Datum		note[2];
+		pg_uuid_t	uuid;
+
+		for (int j = 0; j < n; j++)
+		{
+			if (gtids[j].incarnation != high.incarnation)
+				continue;
+			if (j < i)
+				first = false;
+			if (tpc_gtid_compare(&gtids[j], &high) > 0)
+				high = gtids[j];
+		}
+		if (!first)
+			break;
+		note[0] = Int64GetDatum((int64) high.incarnation);
+		note[1] = gtid_datum(&high, &uuid);
+		SPI_connect();
+		tpc_spi_execute("UPDATE tpc_amqp.incarnation SET forgotten = $2"
+						" WHERE incarnation OPERATOR(pg_catalog.=) $1"
+						" AND (forgotten IS NULL"
+						" OR forgotten OPERATOR(pg_catalog.<) $2)",
+						2, note_types, note, NULL, false, SPI_OK_UPDATE);
+		SPI_finish();
+	}
+	return deleted;
+}
+
+/* Whether this history has the incarnation; its timeline and forgotten. */
+static bool
+incarnation_lookup(uint64 incarnation, TimeLineID *timeline,
+				   TpcGtid *forgotten)
+{
+	Relation	rel = tpc_relation_open("incarnation", AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	memset(forgotten, 0, sizeof(*forgotten));
+	ScanKeyInit(&key, INCARNATION_INCARNATION, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum((int64) incarnation));
+	scan = systable_beginscan(rel, tpc_index_oid("incarnation_pkey"), true,
+							  NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum;
+
+		found = true;
+		datum = heap_getattr(tuple, INCARNATION_TIMELINE,
+							 RelationGetDescr(rel), &isnull);
+		*timeline = (TimeLineID) DatumGetInt64(datum);
+		datum = heap_getattr(tuple, INCARNATION_FORGOTTEN,
+							 RelationGetDescr(rel), &isnull);
+		if (!isnull)
+			(void) tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, forgotten);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * tpc_decision_outcome: what became of a transaction of this node.
+ *
+ * The order of the look-ups is the protocol's (see TpcCoordinatorFacts and
+ * the proof in src/README).  for_user: the asker may come after the
+ * transaction was forgotten.
+ */
+TpcOutcome
+tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid, bool for_user)
+{
+	TpcCoordinatorFacts facts;
+	TpcTxn	   *txn;
+	Relation	rel;
+	TupleTableSlot *slot;
+	ScanKeyData key;
+	pg_uuid_t	uuid;
+	TimeLineID	timeline = 0;
+	TpcGtid		forgotten;
+	TpcOutcome	outcome;
+
+	memset(&facts, 0, sizeof(facts));
+
+	/* 1: a live backend */
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	txn = tpc_txn_find(node->dbid, gtid);
+	facts.live = txn != NULL &&
+		(txn->state == TPC_TXN_ACTIVE || txn->state == TPC_TXN_PREPARING);
+	LWLockRelease(&tpc_shared->txns);
+	if (facts.live)
+		return tpc_protocol_outcome(&facts);
+
+	/* 2: prepared here */
+	rel = tpc_relation_open("decision", AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ,
+				gtid_datum(gtid, &uuid));
+	facts.prepared = tpc_relation_probe(rel, "decision_pkey", &key, 1, slot) ==
+		TPC_ROW_IN_PROGRESS;
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	if (facts.prepared)
+		return tpc_protocol_outcome(&facts);
+
+	/* 3: the record; 4: none, so what the history says */
+	facts.recorded = tpc_decision_lookup(gtid, NULL);
+	facts.incarnation_known =
+		incarnation_lookup(gtid->incarnation, &timeline, &forgotten);
+	facts.same_timeline = timeline == node->timeline;
+	facts.presume_anyway = tpc_failover_presumes_abort;
+	outcome = tpc_protocol_outcome(&facts);
+
+	if (for_user)
+		outcome = tpc_protocol_outcome_for_user(outcome,
+												!facts.incarnation_known ||
+												tpc_gtid_compare(gtid, &forgotten) <= 0);
+	return outcome;
+}
+
+/*
+ * tpc_decision_floor: below which all transactions of this node are closed.
+ *
+ * Order matters as it does for outcomes: the next number first, then the live
+ * ones, then the table (whose rows in progress are prepared transactions or
+ * live ones seen before).
+ */
+void
+tpc_decision_floor(TpcNode *node, TpcGtid *floor)
+{
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+	Relation	rel;
+	TupleTableSlot *slot;
+
+	/*
+	 * Numbers are drawn under txns together with the entry being made, so
+	 * whoever has a lower one than this has an entry or is finished.
+	 */
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	floor->incarnation = pg_atomic_read_u64(&node->incarnation);
+	floor->sequence = pg_atomic_read_u64(&node->sequence) + 1;
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		if (txn->key.dbid == node->dbid && !txn->done &&
+			tpc_gtid_compare(&txn->key.gtid, floor) < 0)
+			*floor = txn->key.gtid;
+	}
+	LWLockRelease(&tpc_shared->txns);
+
+	rel = tpc_relation_open("decision", AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	if (tpc_relation_probe(rel, "decision_pkey", NULL, 0, slot) !=
+		TPC_ROW_NONE)
+	{
+		bool		isnull;
+		Datum		datum = slot_getattr(slot, DECISION_GTID, &isnull);
+		TpcGtid		gtid;
+
+		if (tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &gtid) &&
+			tpc_gtid_compare(&gtid, floor) < 0)
+			*floor = gtid;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+}
+
+/*
+ * tpc_incarnation_start: begin a new incarnation in the current transaction.
+ *
+ * It is higher than any before in this history, and (by its random part) not
+ * one that a lost history may have used.  The clock only makes it likely to
+ * be higher than those of lost histories, which nothing rests on.  The caller
+ * commits, flushed, before a number of this incarnation is given out.
+ */
+uint64
+tpc_incarnation_start(TimeLineID *timeline)
+{
+	Oid			types[3] = {INT8OID, INT8OID, TIMESTAMPTZOID};
+	Datum		values[3];
+	uint64		incarnation;
+	uint64		last = 0;
+	uint16		noise;
+	TimestampTz now = GetCurrentTimestamp();
+
+	*timeline = GetWALInsertionTimeLine();
+
+	SPI_connect();
+	tpc_spi_execute("SELECT pg_catalog.max(incarnation) FROM tpc_amqp.incarnation",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	if (SPI_processed == 1)
+	{
+		bool		isnull;
+		Datum		datum = SPI_getbinval(SPI_tuptable->vals[0],
+										  SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (!isnull)
+			last = (uint64) DatumGetInt64(datum);
+	}
+
+	if (!pg_strong_random(&noise, sizeof(noise)))
+		elog(ERROR, "could not get random bytes");
+	/* 48 bits of milliseconds since 1970, 12 bits of noise */
+	incarnation = ((uint64) (now / 1000 +
+							 ((int64) POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) *
+							 SECS_PER_DAY * 1000) << 12) | (noise & 0xFFF);
+	incarnation &= (UINT64CONST(1) << TPC_INCARNATION_BITS) - 1;
+	if (incarnation <= last)
+		incarnation = last + 1 + (noise & 0xFFF);
+
+	values[0] = Int64GetDatum((int64) incarnation);
+	values[1] = Int64GetDatum((int64) *timeline);
+	values[2] = TimestampTzGetDatum(now);
+	tpc_spi_execute("INSERT INTO tpc_amqp.incarnation VALUES ($1, $2, $3)",
+					3, types, values, NULL, false, SPI_OK_INSERT);
+	SPI_finish();
+	return incarnation;
+}

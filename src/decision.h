@@ -1,0 +1,36 @@
+/*-------------------------------------------------------------------------
+ *
+ * decision.h
+ *	  Tables decision and incarnation: the coordinator's memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_DECISION_H
+#define TPC_DECISION_H
+
+#include "nodes/pg_list.h"
+#include "utils/timestamp.h"
+
+#include "protocol.h"
+#include "shmem.h"
+
+/* A row of decision, palloc'd in the caller's context. */
+typedef struct TpcDecisionRow
+{
+	TpcGtid		gtid;
+	int			nparticipants;
+	char	  **participants;
+	TimestampTz decided_at;
+} TpcDecisionRow;
+
+extern void tpc_decision_insert(const TpcGtid *gtid, char **participants,
+								int nparticipants);
+extern bool tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row);
+extern List *tpc_decision_list(TimestampTz before);
+extern uint64 tpc_decision_delete(const TpcGtid *gtids, int n);
+extern TpcOutcome tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid,
+									   bool for_user);
+extern void tpc_decision_floor(TpcNode *node, TpcGtid *floor);
+extern uint64 tpc_incarnation_start(TimeLineID *timeline);
+
+#endif							/* TPC_DECISION_H */

@@ -1,0 +1,116 @@
+/*-------------------------------------------------------------------------
+ *
+ * relation.c
+ *	  Opening and probing the extension's own tables.
+ *
+ * The commit path reaches its tables without SPI: the decision row is written
+ * while a transaction is committing, and the branch row while it is being
+ * prepared, where running the executor would be dear and out of place.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "executor/spi.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "relation.h"
+
+#define TPC_SCHEMA "tpc_amqp"
+
+static Oid
+named_relation(const char *name)
+{
+	Oid			nspid = get_namespace_oid(TPC_SCHEMA, true);
+
+	return OidIsValid(nspid) ? get_relname_relid(name, nspid) : InvalidOid;
+}
+
+/*
+ * tpc_relation_open: open a table of schema tpc_amqp.  Raises 42P01 if the
+ * extension is not in this database.
+ */
+Relation
+tpc_relation_open(const char *name, LOCKMODE lockmode)
+{
+	Oid			relid = named_relation(name);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"%s.%s\" does not exist", TPC_SCHEMA, name),
+				 errhint("Run CREATE EXTENSION tpc_amqp in this database.")));
+	return table_open(relid, lockmode);
+}
+
+bool
+tpc_relation_exists(const char *name)
+{
+	return OidIsValid(named_relation(name));
+}
+
+Oid
+tpc_index_oid(const char *name)
+{
+	Oid			indexid = named_relation(name);
+
+	if (!OidIsValid(indexid))
+		elog(ERROR, "index \"%s.%s\" does not exist", TPC_SCHEMA, name);
+	return indexid;
+}
+
+/*
+ * tpc_relation_probe: the first row in index order that matches, whether its
+ * transaction has committed or is still in progress (prepared ones are).
+ *
+ * slot (of the relation) holds the row unless TPC_ROW_NONE is returned.  A
+ * dirty snapshot sees each row as it is at that moment, not all at one; what
+ * callers conclude from one row allows for that.
+ */
+TpcRowState
+tpc_relation_probe(Relation rel, const char *index_name, ScanKey keys,
+				   int nkeys, TupleTableSlot *slot)
+{
+	SnapshotData snap;
+	Relation	index;
+	IndexScanDesc scan;
+	TpcRowState result = TPC_ROW_NONE;
+
+	index = index_open(tpc_index_oid(index_name), AccessShareLock);
+	InitDirtySnapshot(snap);
+	scan = tpc_index_beginscan(rel, index, &snap, nkeys);
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	if (index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		ExecMaterializeSlot(slot);
+		result = TransactionIdIsValid(snap.xmin) ?
+			TPC_ROW_IN_PROGRESS : TPC_ROW_COMMITTED;
+	}
+	index_endscan(scan);
+	index_close(index, AccessShareLock);
+	return result;
+}
+
+/*
+ * tpc_spi_execute: run one statement; the caller is connected to SPI.
+ * expect: the SPI_OK_ code; anything else is an error.
+ */
+void
+tpc_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
+				const char *nulls, bool read_only, int expect)
+{
+	int			rc;
+
+	rc = SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0);
+	if (rc != expect)
+		elog(ERROR, "SPI returned %s for \"%s\"",
+			 SPI_result_code_string(rc), sql);
+}

@@ -1,0 +1,33 @@
+/*-------------------------------------------------------------------------
+ *
+ * relation.h
+ *	  Opening and probing the extension's own tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_RELATION_H
+#define TPC_RELATION_H
+
+#include "access/skey.h"
+#include "executor/tuptable.h"
+#include "utils/relcache.h"
+
+/* What a dirty read saw of a row. */
+typedef enum TpcRowState
+{
+	TPC_ROW_NONE,
+	TPC_ROW_IN_PROGRESS,		/* its transaction is not finished */
+	TPC_ROW_COMMITTED
+} TpcRowState;
+
+extern Relation tpc_relation_open(const char *name, LOCKMODE lockmode);
+extern bool tpc_relation_exists(const char *name);
+extern Oid	tpc_index_oid(const char *name);
+extern TpcRowState tpc_relation_probe(Relation rel, const char *index_name,
+									  ScanKey keys, int nkeys,
+									  TupleTableSlot *slot);
+extern void tpc_spi_execute(const char *sql, int nargs, Oid *types,
+							Datum *values, const char *nulls, bool read_only,
+							int expect);
+
+#endif							/* TPC_RELATION_H */

@@ -1,0 +1,339 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *	  What the processes of a node share.
+ *
+ * Per field: who writes it, under which lock.  Lock order (take left before
+ * right, release any time): control -> txns -> jobs -> node queue.  None is
+ * held across I/O, and nothing allocates while holding more than one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_SHMEM_H
+#define TPC_SHMEM_H
+
+#include "access/xlogdefs.h"
+#include "lib/ilist.h"
+#include "port/atomics.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "utils/dsa.h"
+#include "utils/timestamp.h"
+
+#include "gtid.h"
+#include "message.h"
+
+#define TPC_MAX_PREPARE_WORKERS 64
+#define TPC_MAX_RESOLVE_WORKERS 16
+
+typedef enum TpcRole
+{
+	TPC_ROLE_MESSENGER,
+	TPC_ROLE_PREPARE,
+	TPC_ROLE_RESOLVE
+} TpcRole;
+
+/* One process of a node.  Written by that process, under control. */
+typedef struct TpcWorker
+{
+	pid_t		pid;			/* 0: not running */
+	Latch	   *latch;
+	TimestampTz started;		/* launcher: last time it was asked for */
+	bool		requested;		/* launcher or attach: registered with the
+								 * postmaster, not yet running */
+} TpcWorker;
+
+typedef enum TpcNodeState
+{
+	TPC_NODE_FREE,
+	TPC_NODE_ATTACHING,			/* attach() has it, not committed yet */
+	TPC_NODE_ATTACHED,
+	TPC_NODE_STOPPING			/* workers leave; the launcher frees it */
+} TpcNodeState;
+
+typedef enum TpcLinkState
+{
+	TPC_LINK_CONNECTING,		/* no attempt has failed since the last time
+								 * it was up */
+	TPC_LINK_UP,
+	TPC_LINK_DOWN				/* the last attempt failed; see last_error */
+} TpcLinkState;
+
+/* Counters of view stat, in the order of tpc_stat_names. */
+typedef enum TpcCounter
+{
+	TPC_STAT_COMMITS,			/* global transactions committed here */
+	TPC_STAT_ABORTS,			/* … rolled back after prepares were sent */
+	TPC_STAT_TIMEOUTS,			/* … of those, for want of a vote */
+	TPC_STAT_PREPARES_SENT,
+	TPC_STAT_PREPARES_RETURNED, /* unroutable */
+	TPC_STAT_VOTES_YES,			/* received */
+	TPC_STAT_VOTES_NO,
+	TPC_STAT_VOTES_READ_ONLY,
+	TPC_STAT_COMMITS_SENT,
+	TPC_STAT_ROLLBACKS_SENT,
+	TPC_STAT_DECISIONS_RESENT,
+	TPC_STAT_ACKS,				/* received */
+	TPC_STAT_FORGOTTEN,			/* decision rows deleted */
+	TPC_STAT_INQUIRIES,			/* received */
+	TPC_STAT_PREPARES,			/* as participant: prepares received */
+	TPC_STAT_BRANCHES_PREPARED,
+	TPC_STAT_BRANCHES_READ_ONLY,
+	TPC_STAT_BRANCHES_REFUSED,	/* voted no */
+	TPC_STAT_BRANCHES_COMMITTED,
+	TPC_STAT_BRANCHES_ROLLED_BACK,
+	TPC_STAT_INQUIRIES_SENT,
+	TPC_STAT_DUPLICATES,		/* repeated prepares and decisions */
+	TPC_STAT_BAD_MESSAGES,		/* dropped: malformed, forged, oversized … */
+	TPC_STAT_CONNECTS,			/* to the broker */
+	TPC_STAT_MESSAGES_SENT,
+	TPC_STAT_MESSAGES_RECEIVED,
+	TPC_STAT_SOCKET_WRITES,
+	TPC_STAT_PREPARE_WAIT_US,	/* sum over transactions: C1 to the last vote */
+	TPC_STAT_APPLY_WAIT_US,		/* sum: commit record to the last ack */
+	TPC_STAT_NCOUNTERS
+} TpcCounter;
+
+/* What an item is. */
+typedef enum TpcItemKind
+{
+	TPC_ITEM_MESSAGE,			/* a message of the protocol */
+	TPC_ITEM_FLOOR,				/* chore: peer's floor may have moved */
+	TPC_ITEM_FORGET				/* chore: body is an array of TpcGtid, all
+								 * acknowledged */
+} TpcItemKind;
+
+/*
+ * A message between a worker and the messenger, in the shared area.  Outgoing
+ * (to: another node) or incoming (from: another node).  body follows.
+ */
+typedef struct TpcItem
+{
+	dsa_pointer next;
+	TpcItemKind kind;
+	TpcMessageType type;
+	TpcGlobalId id;
+	char		peer[TPC_NODE_SIZE];	/* from, or to */
+	char		user_id[TPC_USER_MAXLEN + 1];
+	bool		has_floor;
+	TpcGtid		floor;
+	bool		publish;		/* outgoing: there is a message to publish */
+	bool		counts_resent;	/* outgoing: a repeated decision */
+	bool		ack_delivery;	/* outgoing: acknowledge this delivery too */
+	uint64		delivery_tag;
+	uint32		epoch;			/* connection the delivery came over */
+	uint32		len;
+	char		body[FLEXIBLE_ARRAY_MEMBER];
+} TpcItem;
+
+/* First in, first out; under the node's queue lock. */
+typedef struct TpcItemQueue
+{
+	dsa_pointer head;
+	dsa_pointer tail;
+	int			count;
+} TpcItemQueue;
+
+typedef struct TpcNode
+{
+	/* Written under control. */
+	TpcNodeState state;
+	Oid			dbid;
+	char		name[TPC_NODE_SIZE];
+	pid_t		paused_by;		/* DROP DATABASE and the like: no workers while
+								 * this process lives */
+	TpcWorker	messenger;
+	TpcWorker	prepare[TPC_MAX_PREPARE_WORKERS];
+	TpcWorker	resolve[TPC_MAX_RESOLVE_WORKERS];
+	bool		no_slots_logged;	/* launcher: said that the server is out of
+									 * worker slots */
+
+	/* attach() and its messenger, under control */
+	dsa_pointer attach_params;
+	Latch	   *attach_waiter;
+	bool		attach_answered;
+
+	/* Written by the messenger under control; read by all under control. */
+	TpcLinkState link;
+	TimestampTz connected_since;
+	bool		blocked;		/* connection.blocked */
+	int			last_sqlstate;	/* of last_error */
+	char		last_error[320];
+	TimestampTz last_error_at;
+	char		broker[320];	/* host:port/vhost, for the view */
+
+	/*
+	 * The incarnation that runs: 0 until the messenger has made it durable;
+	 * then constant while the server runs.
+	 */
+	pg_atomic_uint64 incarnation;
+	pg_atomic_uint64 sequence;	/* last one given out */
+	TimeLineID	timeline;		/* of the incarnation */
+
+	/* Written by the lead resolver, under txns. */
+	TpcGtid		floor;
+
+	/* Raised by one by the messenger at each connect; resolvers watch it. */
+	pg_atomic_uint32 epoch;
+	/* Raised by resolve(): the lead resolver inquires at once. */
+	pg_atomic_uint32 resolve_requests;
+
+	/* Transactions the messenger has to look at; under txns. */
+	dlist_head	txn_queue;
+	/* Jobs waiting for a prepare worker; under jobs. */
+	dlist_head	job_queue;
+
+	/* Queues of items, under queue_lock. */
+	LWLock		queue_lock;
+	dsa_pointer outbox;			/* newest first, so that pushing touches no
+								 * other item; the messenger takes all */
+	int			outbox_count;
+	TpcItemQueue decisions;		/* for any resolve worker */
+	TpcItemQueue chores;		/* for the lead resolver */
+
+	pg_atomic_uint64 stat[TPC_STAT_NCOUNTERS];
+	TimestampTz stat_reset;
+} TpcNode;
+
+typedef struct TpcTxnKey
+{
+	Oid			dbid;
+	uint32		zero;
+	TpcGtid		gtid;
+} TpcTxnKey;
+
+typedef enum TpcTxnState
+{
+	TPC_TXN_ACTIVE,				/* has a gtid; nothing sent */
+	TPC_TXN_PREPARING,			/* prepares sent or about to be; undecided */
+	TPC_TXN_COMMITTED,			/* commit record flushed */
+	TPC_TXN_ABORTED				/* rolled back: to be told, then removed */
+} TpcTxnState;
+
+typedef enum TpcVoteState
+{
+	TPC_PART_WAITING,
+	TPC_PART_YES,
+	TPC_PART_READ_ONLY,
+	TPC_PART_NO,
+	TPC_PART_RETURNED			/* the broker knows no such node */
+} TpcVoteState;
+
+/* One participant.  In the shared area, array of txn->nparticipants. */
+typedef struct TpcParticipant
+{
+	char		node[TPC_NODE_SIZE];
+	char		user_id[TPC_USER_MAXLEN + 1];	/* of its vote */
+	TpcVoteState vote;			/* messenger, under txns */
+	bool		sent;			/* messenger */
+	bool		acked;			/* messenger, under txns */
+	dsa_pointer body;			/* of the prepare; freed by the messenger */
+	uint32		body_len;
+	dsa_pointer reason;			/* no: body of the vote; freed with the txn */
+	uint32		reason_len;
+} TpcParticipant;
+
+/*
+ * A global transaction this node coordinates, from its first call until all
+ * is acknowledged or its waiter has gone.  Entry of the hash table; all
+ * fields under txns.  Once handed to the messenger (state > ACTIVE) only the
+ * messenger removes it and frees what it points to.
+ */
+typedef struct TpcTxn
+{
+	TpcTxnKey	key;
+	TpcTxnState state;
+	bool		queued;			/* link is in node->txn_queue */
+	dlist_node	link;
+	Latch	   *waiter;			/* backend to wake, or NULL */
+	pid_t		pid;			/* backend, for the view */
+	int			timeout_ms;
+	int			nparticipants;
+	int			nvotes;			/* yes and read-only */
+	int			nrefused;		/* no and returned */
+	int			npending_acks;	/* set when committed */
+	bool		prepares_sent;
+	bool		decision_sent;
+	bool		done;			/* committed and all acknowledged */
+	TimestampTz started;
+	TimestampTz prepare_at;		/* C1 */
+	TimestampTz decided_at;
+	dsa_pointer participants;
+} TpcTxn;
+
+typedef struct TpcJobKey
+{
+	Oid			dbid;
+	TpcGlobalId id;				/* zero-padded */
+} TpcJobKey;
+
+typedef enum TpcJobState
+{
+	TPC_JOB_QUEUED,
+	TPC_JOB_RUNNING
+} TpcJobState;
+
+/*
+ * A prepare this node has received and not finished.  Made by the messenger,
+ * removed by the prepare worker that ran it (or the messenger, if it was
+ * cancelled before a worker took it).  All fields under jobs.
+ */
+typedef struct TpcJob
+{
+	TpcJobKey	key;
+	TpcJobState state;
+	dlist_node	link;			/* in node->job_queue while queued */
+	pid_t		pid;			/* worker running it */
+	bool		cancel;			/* rolled back: stop */
+	char		user_id[TPC_USER_MAXLEN + 1];
+	TimestampTz received;
+	TimestampTz deadline;
+	uint64		delivery_tag;
+	uint32		epoch;
+	dsa_pointer body;
+	uint32		len;
+} TpcJob;
+
+typedef struct TpcShared
+{
+	LWLock		control;
+	LWLock		txns;
+	LWLock		jobs;
+	Latch	   *launcher;		/* under control */
+	bool		label_scan;		/* control: launcher should look at labels */
+	TpcNode		nodes[FLEXIBLE_ARRAY_MEMBER];
+} TpcShared;
+
+extern TpcShared *tpc_shared;
+extern HTAB *tpc_txns;
+extern HTAB *tpc_jobs;
+
+extern void tpc_shmem_install(void);
+extern void tpc_shmem_require(void);
+extern dsa_area *tpc_area(void);
+extern dsa_pointer tpc_area_alloc(Size size);
+extern dsa_pointer tpc_area_try_alloc(Size size);
+extern TpcNode *tpc_node_find(Oid dbid);
+extern void tpc_node_count(TpcNode *node, TpcCounter counter, uint64 n);
+extern void tpc_wake_launcher(void);
+extern void tpc_wake_messenger(TpcNode *node);
+extern void tpc_wake_resolvers(TpcNode *node, bool lead_only);
+extern void tpc_wake_prepare_workers(TpcNode *node, int njobs);
+
+/* The hash tables.  The caller holds the lock the table is under. */
+extern TpcTxn *tpc_txn_find(Oid dbid, const TpcGtid *gtid);
+extern void tpc_txn_remove(TpcTxn *txn);
+extern void tpc_txn_queue(TpcNode *node, TpcTxn *txn);
+extern TpcJob *tpc_job_find(Oid dbid, const TpcGlobalId *id);
+
+/* Items.  These take the node's queue lock themselves. */
+extern dsa_pointer tpc_item_make(const TpcItem *head, const char *body,
+								 uint32 len);
+extern void tpc_outbox_push(TpcNode *node, dsa_pointer item);
+extern dsa_pointer tpc_outbox_take(TpcNode *node);
+extern void tpc_queue_push(TpcNode *node, TpcItemQueue *queue,
+						   dsa_pointer item);
+extern dsa_pointer tpc_queue_pop(TpcNode *node, TpcItemQueue *queue);
+
+#endif							/* TPC_SHMEM_H */

@@ -1,0 +1,301 @@
+/* tpc_amqp--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION tpc_amqp" to load this file. \quit
+
+--
+-- Tables.  The C code is their only writer.
+--
+
+-- The node this database is, if it is attached.  Not dumped: a copy restored
+-- from a dump stays detached until it is attached anew.
+CREATE TABLE tpc_amqp.local_node (
+	name text COLLATE "C" NOT NULL,
+	server oid NOT NULL,
+	attached_by oid NOT NULL,
+	attached_at timestamptz NOT NULL
+);
+CREATE UNIQUE INDEX local_node_one_row ON tpc_amqp.local_node ((true));
+
+-- Every run of this node, so that it knows which transactions are its own.
+CREATE TABLE tpc_amqp.incarnation (
+	incarnation bigint NOT NULL,
+	timeline bigint NOT NULL,
+	started_at timestamptz NOT NULL,
+	forgotten uuid,
+	CONSTRAINT incarnation_pkey PRIMARY KEY (incarnation)
+);
+
+-- Global transactions that committed and are not acknowledged by all.
+CREATE TABLE tpc_amqp.decision (
+	gtid uuid NOT NULL,
+	participants text[] COLLATE "C" NOT NULL,
+	decided_at timestamptz NOT NULL,
+	CONSTRAINT decision_pkey PRIMARY KEY (gtid)
+);
+
+-- Branches that took effect here (while prepared: will, if they commit).
+CREATE TABLE tpc_amqp.branch (
+	coordinator text COLLATE "C" NOT NULL,
+	gtid uuid NOT NULL,
+	gid text COLLATE "C" NOT NULL,
+	sender text COLLATE "C" NOT NULL,
+	prepared_at timestamptz NOT NULL,
+	CONSTRAINT branch_pkey PRIMARY KEY (coordinator, gtid)
+);
+
+-- Per coordinator: all its transactions below are closed, and their rows in
+-- branch may be gone.
+CREATE TABLE tpc_amqp.floor (
+	coordinator text COLLATE "C" NOT NULL,
+	gtid uuid NOT NULL,
+	CONSTRAINT floor_pkey PRIMARY KEY (coordinator)
+);
+
+CREATE TABLE tpc_amqp.handler (
+	name text COLLATE "C" NOT NULL,
+	function text NOT NULL,
+	run_as regrole NOT NULL,
+	callers text[] COLLATE "C",
+	CONSTRAINT handler_pkey PRIMARY KEY (name)
+);
+SELECT pg_catalog.pg_extension_config_dump('tpc_amqp.handler', '');
+
+-- What a person has to look at.
+CREATE TABLE tpc_amqp.incident (
+	gtid text COLLATE "C" NOT NULL,
+	kind text COLLATE "C" NOT NULL,
+	node text COLLATE "C" NOT NULL,
+	first_at timestamptz NOT NULL,
+	last_at timestamptz NOT NULL,
+	detail text NOT NULL,
+	CONSTRAINT incident_pkey PRIMARY KEY (gtid, kind, node)
+);
+
+--
+-- The foreign data wrapper: it names brokers, it reads no tables.
+--
+
+CREATE FUNCTION tpc_amqp.tpc_amqp_validator(text[], oid)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_amqp_validator'
+LANGUAGE C STRICT STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION tpc_amqp.tpc_amqp_validator(text[], oid) IS
+'validates the options of servers and user mappings';
+
+CREATE FOREIGN DATA WRAPPER tpc_amqp
+	NO HANDLER
+	VALIDATOR tpc_amqp.tpc_amqp_validator;
+COMMENT ON FOREIGN DATA WRAPPER tpc_amqp IS
+'servers of this wrapper are RabbitMQ brokers';
+
+--
+-- Functions
+--
+
+CREATE FUNCTION tpc_amqp.attach(server name, node text DEFAULT pg_catalog.current_database())
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_attach'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.attach(name, text) IS
+'make this database a node, over the broker the server names';
+
+CREATE FUNCTION tpc_amqp.detach()
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_detach'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.detach() IS
+'end being a node, and stop the workers';
+
+CREATE FUNCTION tpc_amqp.register_handler(name text, function regprocedure,
+	run_as regrole DEFAULT NULL, callers text[] DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_register_handler'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[]) IS
+'let other nodes call a function of this database by a name';
+
+CREATE FUNCTION tpc_amqp.unregister_handler(name text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_unregister_handler'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.unregister_handler(text) IS
+'take a handler back';
+
+CREATE FUNCTION tpc_amqp.call(node text, handler text, arg jsonb DEFAULT 'null')
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_call'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.call(text, text, jsonb) IS
+'have a handler of another node run as part of this transaction, at COMMIT';
+
+CREATE FUNCTION tpc_amqp.gtid()
+RETURNS text
+AS 'MODULE_PATHNAME', 'tpc_gtid'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.gtid() IS
+'the current global transaction, or NULL';
+
+CREATE FUNCTION tpc_amqp.outcome(gtid text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'tpc_outcome'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.outcome(text) IS
+'what became of a global transaction: pending, committed, aborted or unknown';
+
+CREATE FUNCTION tpc_amqp.resolve(gtid text DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_resolve'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.resolve(text) IS
+'send decisions and inquiries that are due again, now';
+
+CREATE FUNCTION tpc_amqp.forget(gtid text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'tpc_forget'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.forget(text) IS
+'drop the record of a committed transaction that a participant will never acknowledge, and incidents of it';
+
+CREATE FUNCTION tpc_amqp.stat_reset()
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_stat_reset'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.stat_reset() IS
+'set the counters of this node to zero';
+
+--
+-- Views
+--
+
+CREATE FUNCTION tpc_amqp.node_state(
+	OUT name text, OUT state text, OUT broker text,
+	OUT connected_since timestamptz, OUT blocked boolean,
+	OUT last_error text, OUT last_error_at timestamptz,
+	OUT incarnation bigint, OUT timeline bigint, OUT messenger_pid integer,
+	OUT prepare_pids integer[], OUT resolve_pids integer[])
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_node_state'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+COMMENT ON FUNCTION tpc_amqp.node_state() IS 'what view node shows';
+
+CREATE VIEW tpc_amqp.node AS
+	SELECT * FROM tpc_amqp.node_state();
+COMMENT ON VIEW tpc_amqp.node IS
+'this database as a node: broker, connection, workers';
+
+CREATE FUNCTION tpc_amqp.live_transactions(
+	OUT gtid text, OUT state text, OUT participants text[],
+	OUT votes integer, OUT missing text[], OUT started timestamptz,
+	OUT decided timestamptz, OUT pid integer)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_live_transactions'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION tpc_amqp.live_transactions() IS
+'the transactions this node has in memory';
+
+CREATE FUNCTION tpc_amqp.gtid_text(gtid uuid)
+RETURNS text
+AS 'MODULE_PATHNAME', 'tpc_gtid_text'
+LANGUAGE C STRICT STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION tpc_amqp.gtid_text(uuid) IS
+'a transaction of this node, as gtid() shows it';
+
+CREATE VIEW tpc_amqp.transactions AS
+	SELECT l.gtid, l.state, l.participants, l.votes, l.missing, l.started,
+		   l.decided, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) l.started AS age,
+		   l.pid
+	FROM tpc_amqp.live_transactions() l
+	UNION ALL
+	SELECT t.gtid, 'committed', t.participants, NULL,
+		   NULL, NULL, t.decided_at,
+		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) t.decided_at,
+		   NULL
+	FROM (SELECT tpc_amqp.gtid_text(d.gtid) AS gtid, d.participants, d.decided_at
+		  FROM tpc_amqp.decision d) t
+	WHERE NOT EXISTS (SELECT 1 FROM tpc_amqp.live_transactions() l
+					  WHERE l.gtid OPERATOR(pg_catalog.=) t.gtid);
+COMMENT ON VIEW tpc_amqp.transactions IS
+'global transactions this node coordinates';
+
+CREATE FUNCTION tpc_amqp.live_branches(
+	OUT gtid text, OUT coordinator text, OUT state text, OUT gid text,
+	OUT since timestamptz, OUT pid integer)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_live_branches'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION tpc_amqp.live_branches() IS
+'the branches of this node that are queued, running or prepared';
+
+CREATE VIEW tpc_amqp.branches AS
+	SELECT b.gtid, b.coordinator, b.state, b.gid, b.since,
+		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) b.since AS age, b.pid,
+		   CASE WHEN i.detail IS NOT NULL THEN i.detail
+				WHEN b.state OPERATOR(pg_catalog.=) 'prepared'
+				THEN pg_catalog.format('waiting for the decision of node "%s"', b.coordinator)
+				WHEN b.state OPERATOR(pg_catalog.=) 'queued'
+				THEN 'waiting for a prepare worker'
+		   END AS waiting
+	FROM tpc_amqp.live_branches() b
+	LEFT JOIN tpc_amqp.incident i
+		ON i.gtid OPERATOR(pg_catalog.=) b.gtid
+		AND i.kind OPERATOR(pg_catalog.=) 'unknown';
+COMMENT ON VIEW tpc_amqp.branches IS
+'branches of global transactions that are queued, running or prepared here';
+
+CREATE VIEW tpc_amqp.incidents AS
+	SELECT i.gtid, i.kind, i.node, i.first_at, i.last_at, i.detail
+	FROM tpc_amqp.incident i;
+COMMENT ON VIEW tpc_amqp.incidents IS
+'transactions whose outcome a person has to look at';
+
+CREATE VIEW tpc_amqp.handlers AS
+	SELECT h.name, h.function, h.run_as, h.callers
+	FROM tpc_amqp.handler h;
+COMMENT ON VIEW tpc_amqp.handlers IS
+'functions other nodes may call';
+
+CREATE FUNCTION tpc_amqp.node_stat(
+	OUT commits bigint, OUT aborts bigint, OUT timeouts bigint,
+	OUT prepares_sent bigint, OUT prepares_returned bigint,
+	OUT votes_yes bigint, OUT votes_no bigint, OUT votes_read_only bigint,
+	OUT commits_sent bigint, OUT rollbacks_sent bigint,
+	OUT decisions_resent bigint, OUT acks bigint, OUT forgotten bigint,
+	OUT inquiries bigint,
+	OUT prepares bigint, OUT branches_prepared bigint,
+	OUT branches_read_only bigint, OUT branches_refused bigint,
+	OUT branches_committed bigint, OUT branches_rolled_back bigint,
+	OUT inquiries_sent bigint, OUT duplicates bigint,
+	OUT bad_messages bigint, OUT connects bigint,
+	OUT messages_sent bigint, OUT messages_received bigint,
+	OUT socket_writes bigint,
+	OUT prepare_wait_time double precision,
+	OUT apply_wait_time double precision,
+	OUT stats_reset timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_node_stat'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1;
+COMMENT ON FUNCTION tpc_amqp.node_stat() IS 'what view stat shows';
+
+CREATE VIEW tpc_amqp.stat AS
+	SELECT * FROM tpc_amqp.node_stat();
+COMMENT ON VIEW tpc_amqp.stat IS
+'counters of this node since stats_reset; times in milliseconds';
+
+--
+-- Who may do what.  A role that is to call other nodes gets USAGE on the
+-- schema and EXECUTE on call.
+--
+
+REVOKE ALL ON FUNCTION tpc_amqp.attach(name, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.detach() FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.unregister_handler(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.call(text, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.resolve(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.forget(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.stat_reset() FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA tpc_amqp TO pg_monitor;
+GRANT SELECT ON tpc_amqp.node, tpc_amqp.transactions, tpc_amqp.branches,
+	tpc_amqp.incidents, tpc_amqp.handlers, tpc_amqp.stat TO pg_monitor;
