@@ -97,5 +97,6 @@ extern bool tpc_broker_flush(TpcBroker *broker);
 extern const TpcBrokerError *tpc_broker_error(TpcBroker *broker);
 extern void tpc_broker_counters(TpcBroker *broker, uint64 *published,
 								uint64 *writes);
+extern void tpc_broker_interrupt(void);
 
 #endif							/* TPC_BROKER_H */

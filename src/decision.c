@@ -62,7 +62,7 @@ text_array(char **values, int n)
 }
 
 /*
- * tpc_decision_insert: step C2.  Write the record that the current
+ * tpc_decision_insert: step C3.  Write the record that the current
  * transaction's commit makes the decision.  Raises as any insert does; durable
  * when (and only if) the transaction commits.
  */

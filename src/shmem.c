@@ -285,6 +285,29 @@ tpc_txn_remove(TpcTxn *txn)
 	hash_search(tpc_txns, &txn->key, HASH_REMOVE, NULL);
 }
 
+/* tpc_txn_free: remove it and free what it points to.  Can raise (mapping). */
+void
+tpc_txn_free(TpcTxn *txn)
+{
+	dsa_pointer array = txn->participants;
+
+	if (DsaPointerIsValid(array))
+	{
+		TpcParticipant *parts = dsa_get_address(tpc_area(), array);
+
+		for (int i = 0; i < txn->nparticipants; i++)
+		{
+			if (DsaPointerIsValid(parts[i].body))
+				dsa_free(tpc_area(), parts[i].body);
+			if (DsaPointerIsValid(parts[i].reason))
+				dsa_free(tpc_area(), parts[i].reason);
+		}
+	}
+	tpc_txn_remove(txn);
+	if (DsaPointerIsValid(array))
+		dsa_free(tpc_area(), array);
+}
+
 /* tpc_txn_queue: have the messenger look at it.  Never raises. */
 void
 tpc_txn_queue(TpcNode *node, TpcTxn *txn)

@@ -121,6 +121,7 @@ typedef struct TpcItem
 	bool		publish;		/* outgoing: there is a message to publish */
 	bool		counts_resent;	/* outgoing: a repeated decision */
 	bool		ack_delivery;	/* outgoing: acknowledge this delivery too */
+	int			ack_queue;		/* its TpcQueueKind */
 	uint64		delivery_tag;
 	uint32		epoch;			/* connection the delivery came over */
 	uint32		len;
@@ -324,6 +325,7 @@ extern void tpc_wake_prepare_workers(TpcNode *node, int njobs);
 /* The hash tables.  The caller holds the lock the table is under. */
 extern TpcTxn *tpc_txn_find(Oid dbid, const TpcGtid *gtid);
 extern void tpc_txn_remove(TpcTxn *txn);
+extern void tpc_txn_free(TpcTxn *txn);
 extern void tpc_txn_queue(TpcNode *node, TpcTxn *txn);
 extern TpcJob *tpc_job_find(Oid dbid, const TpcGlobalId *id);
 

@@ -1,0 +1,525 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.c
+ *	  Functions other nodes may call by a name.
+ *
+ * A row of table handler gives a function a name, says which role it runs as,
+ * and which nodes may call it.  A handler belongs to the role it runs as: who
+ * may become that role may replace and remove it.  This file is the only
+ * reader and writer of the table.
+ *
+ * The function is stored as text, not as an oid, so that the table can be
+ * dumped and restored, and is looked up at each call: whatever happened to it
+ * meanwhile shows as an error of that call, which is a vote of no.
+ *
+ * A worker runs handlers as the superuser it is connected as, having put on
+ * the role of the handler.  With SECURITY_LOCAL_USERID_CHANGE the server
+ * refuses SET ROLE, SET SESSION AUTHORIZATION and their RESET, by which the
+ * role could be put off again; it leaves them alone otherwise, as it does in
+ * a SECURITY DEFINER function.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "handler.h"
+#include "message.h"
+#include "relation.h"
+
+/* columns of handler */
+#define HANDLER_NAME		1
+#define HANDLER_FUNCTION	2
+#define HANDLER_RUN_AS		3
+#define HANDLER_CALLERS		4
+#define HANDLER_NATTS		4
+
+/* A row, palloc'd in the caller's context. */
+typedef struct HandlerRow
+{
+	ItemPointerData tid;
+	char	   *function;
+	Oid			run_as;
+	ArrayType  *callers;		/* NULL: all nodes */
+} HandlerRow;
+
+/* Raises 42602. */
+static void
+check_name(const char *name)
+{
+	char	   *wire = pg_server_to_any(name, strlen(name), PG_UTF8);
+
+	if (name[0] == '\0' || strlen(name) > TPC_HANDLER_MAXLEN ||
+		strlen(wire) > TPC_HANDLER_MAXLEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid handler name \"%s\"", name),
+				 errdetail("A handler name has 1 to %d bytes.",
+						   TPC_HANDLER_MAXLEN)));
+}
+
+/* Raises 22004, 2202E or 42602. */
+static void
+check_callers(ArrayType *callers)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+
+	if (ARR_NDIM(callers) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("callers have to be a one-dimensional array")));
+	deconstruct_array(callers, TEXTOID, -1, false, TYPALIGN_INT, &elems,
+					  &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *node;
+
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("the name of a caller cannot be null")));
+		node = TextDatumGetCString(elems[i]);
+		if (!tpc_node_name_valid(node, strlen(node)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_NAME),
+					 errmsg("invalid node name \"%s\"", node),
+					 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
+							   TPC_NODE_MAXLEN)));
+	}
+}
+
+static bool
+callers_include(ArrayType *callers, const char *node)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(callers, TEXTOID, -1, false, TYPALIGN_INT, &elems,
+					  &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (!nulls[i] && strcmp(TextDatumGetCString(elems[i]), node) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * check_function: raises 42883 if there is no such function, 42P13 if it is
+ * none that can be a handler.
+ */
+static void
+check_function(Oid funcid)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	Form_pg_proc proc;
+	const char *why = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function does not exist")));
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+
+	if (proc->prokind != PROKIND_FUNCTION)
+		why = "It is not a plain function.";
+	else if (proc->pronargs != 1 || proc->proargtypes.values[0] != JSONBOID)
+		why = "A handler takes one argument of type jsonb.";
+	else if (proc->proretset)
+		why = "A handler does not return a set.";
+	else if (isAnyTempNamespace(proc->pronamespace))
+		why = "Temporary functions exist in one session only.";
+	if (why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("function %s cannot be a handler",
+						format_procedure(funcid)),
+				 errdetail("%s", why)));
+	ReleaseSysCache(tuple);
+}
+
+/*
+ * find_function: the oid of a function stored by tpc_register_handler();
+ * InvalidOid if there is none of that name any more.
+ *
+ * It looks where the text says and nowhere else, whatever search_path is and
+ * whichever schemas the current role may use.
+ */
+static Oid
+find_function(const char *signature)
+{
+	const char *paren = strrchr(signature, '(');
+	Oid			argtype = JSONBOID;
+	List	   *names;
+	Oid			nspid;
+
+	if (paren == NULL ||
+		!SplitIdentifierString(pnstrdup(signature, paren - signature), '.',
+							   &names) ||
+		list_length(names) != 2)
+		return InvalidOid;
+	nspid = get_namespace_oid(linitial(names), true);
+	if (!OidIsValid(nspid))
+		return InvalidOid;
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						   CStringGetDatum(lsecond(names)),
+						   PointerGetDatum(buildoidvector(&argtype, 1)),
+						   ObjectIdGetDatum(nspid));
+}
+
+/* find_handler: as a snapshot taken now shows it; false if there is none. */
+static bool
+find_handler(Relation rel, const char *name, HandlerRow *row)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	ScanKeyEntryInitialize(&key, 0, HANDLER_NAME, BTEqualStrategyNumber,
+						   InvalidOid, C_COLLATION_OID, F_TEXTEQ,
+						   CStringGetTextDatum(name));
+	scan = systable_beginscan(rel, tpc_index_oid("handler_pkey"), true, NULL,
+							  1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		TupleDesc	desc = RelationGetDescr(rel);
+		bool		isnull;
+		Datum		datum;
+
+		row->tid = tuple->t_self;
+		datum = heap_getattr(tuple, HANDLER_FUNCTION, desc, &isnull);
+		row->function = TextDatumGetCString(datum);
+		datum = heap_getattr(tuple, HANDLER_RUN_AS, desc, &isnull);
+		row->run_as = DatumGetObjectId(datum);
+		datum = heap_getattr(tuple, HANDLER_CALLERS, desc, &isnull);
+		row->callers = isnull ? NULL : DatumGetArrayTypePCopy(datum);
+	}
+	systable_endscan(scan);
+	return found;
+}
+
+/*
+ * check_role: raises 42501 unless the current role can become the other, and
+ * is a superuser if that one is.
+ */
+static void
+check_role(Oid role, const char *action)
+{
+	char	   *rolename = GetUserNameFromId(role, true);
+
+	if (superuser())
+		return;
+	if (superuser_arg(role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to %s", action),
+				 errdetail("It runs as \"%s\", and only superusers decide on what runs as a superuser.",
+						   rolename)));
+	/* A role that is gone is nobody's to become. */
+	if (rolename == NULL || !tpc_can_become(GetUserId(), role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to %s", action),
+				 rolename != NULL ?
+				 errdetail("It runs as \"%s\", which \"%s\" cannot become.",
+						   rolename, GetUserNameFromId(GetUserId(), false)) :
+				 errdetail("The role it runs as does not exist any more.")));
+}
+
+/*
+ * tpc_register_handler(name text, function regprocedure, run_as regrole,
+ *						callers text[]) returns void
+ *
+ * Let other nodes call a function by a name.  A name that is taken is given
+ * to the new function.
+ */
+PG_FUNCTION_INFO_V1(tpc_register_handler);
+Datum
+tpc_register_handler(PG_FUNCTION_ARGS)
+{
+	char	   *name;
+	Oid			funcid;
+	Oid			run_as = PG_ARGISNULL(2) ? GetUserId() : PG_GETARG_OID(2);
+	ArrayType  *callers = PG_ARGISNULL(3) ? NULL : PG_GETARG_ARRAYTYPE_P(3);
+	Relation	rel;
+	HandlerRow	row;
+	HeapTuple	tuple;
+	Datum		values[HANDLER_NATTS];
+	bool		nulls[HANDLER_NATTS] = {false};
+
+	PreventCommandIfReadOnly("tpc_amqp.register_handler()");
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("name and function of a handler cannot be null")));
+	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	funcid = PG_GETARG_OID(1);
+	check_name(name);
+	check_function(funcid);
+	if (callers != NULL)
+		check_callers(callers);
+
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(run_as)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role to run as does not exist")));
+	check_role(run_as, psprintf("register handler \"%s\"", name));
+	if (tpc_function_aclcheck(funcid, run_as, ACL_EXECUTE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to register handler \"%s\"", name),
+				 errdetail("Role \"%s\" may not execute function %s.",
+						   GetUserNameFromId(run_as, false),
+						   format_procedure(funcid))));
+
+	/* The lock has registrations wait for each other, and nobody else. */
+	rel = tpc_relation_open("handler", ShareRowExclusiveLock);
+	values[HANDLER_NAME - 1] = CStringGetTextDatum(name);
+	values[HANDLER_FUNCTION - 1] =
+		CStringGetTextDatum(format_procedure_qualified(funcid));
+	values[HANDLER_RUN_AS - 1] = ObjectIdGetDatum(run_as);
+	values[HANDLER_CALLERS - 1] = PointerGetDatum(callers);
+	nulls[HANDLER_CALLERS - 1] = callers == NULL;
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	if (find_handler(rel, name, &row))
+	{
+		check_role(row.run_as, psprintf("replace handler \"%s\"", name));
+		CatalogTupleUpdate(rel, &row.tid, tuple);
+	}
+	else
+		CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+
+	PG_RETURN_VOID();
+}
+
+static void
+raise_unknown_handler(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION),
+			 errmsg("handler \"%s\" does not exist", name)));
+}
+
+/*
+ * tpc_unregister_handler(name text) returns void
+ *
+ * Take a handler back.
+ */
+PG_FUNCTION_INFO_V1(tpc_unregister_handler);
+Datum
+tpc_unregister_handler(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Relation	rel;
+	HandlerRow	row;
+
+	PreventCommandIfReadOnly("tpc_amqp.unregister_handler()");
+
+	rel = tpc_relation_open("handler", ShareRowExclusiveLock);
+	if (!find_handler(rel, name, &row))
+		raise_unknown_handler(name);
+	check_role(row.run_as, psprintf("unregister handler \"%s\"", name));
+	CatalogTupleDelete(rel, &row.tid);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+
+	PG_RETURN_VOID();
+}
+
+/*
+ * Nest level of what handlers of the current role have set; of this
+ * transaction, valid once a handler has been run in it.
+ */
+static int	settings_level = 0;
+
+static void
+handler_error_context(void *arg)
+{
+	errcontext("handler \"%s\"", (const char *) arg);
+}
+
+/*
+ * find_callable: the function of a handler, and the role it runs as.  Raises
+ * unless the node may call it and the role may execute it.
+ */
+static Oid
+find_callable(const char *name, const char *caller, Oid *run_as)
+{
+	Relation	rel;
+	HandlerRow	row;
+	bool		found;
+	Oid			funcid;
+
+	/*
+	 * Rows of a table that only has the right name, in a schema that somebody
+	 * made after the extension was dropped, must not run as anybody.
+	 */
+	(void) get_extension_oid("tpc_amqp", false);
+
+	rel = tpc_relation_open("handler", AccessShareLock);
+	found = find_handler(rel, name, &row);
+	table_close(rel, AccessShareLock);
+	if (!found)
+		raise_unknown_handler(name);
+
+	if (row.callers != NULL && !callers_include(row.callers, caller))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("node \"%s\" may not call handler \"%s\"",
+						caller, name)));
+
+	funcid = find_function(row.function);
+	if (!OidIsValid(funcid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s does not exist", row.function),
+				 errdetail("It is the function of handler \"%s\".", name)));
+	check_function(funcid);
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(row.run_as)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the role handler \"%s\" runs as does not exist any more",
+						name)));
+	if (tpc_function_aclcheck(funcid, row.run_as, ACL_EXECUTE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for function %s", row.function),
+				 errdetail("Handler \"%s\" runs as role \"%s\".", name,
+						   GetUserNameFromId(row.run_as, false))));
+	*run_as = row.run_as;
+	return funcid;
+}
+
+/* Call a function of one jsonb as the executor would; its result is nobody's. */
+static void
+call_function(Oid funcid, const char *arg, size_t arg_len)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	FmgrInfo	flinfo;
+	PgStat_FunctionCallUsage usage;
+
+	InvokeFunctionExecuteHook(funcid);
+	fmgr_info(funcid, &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 1, DEFAULT_COLLATION_OID, NULL,
+							 NULL);
+	fcinfo->args[0].value =
+		DirectFunctionCall1(jsonb_in,
+							CStringGetDatum(pnstrdup(arg, arg_len)));
+	fcinfo->args[0].isnull = false; /* JSON's null is not SQL's */
+
+	pgstat_init_function_usage(fcinfo, &usage);
+	(void) FunctionCallInvoke(fcinfo);
+	pgstat_end_function_usage(&usage, true);
+}
+
+/*
+ * tpc_handler_run: step P2.  Run a handler on an argument, JSON text in the
+ * server's encoding, for a node.
+ *
+ * The caller has begun a transaction (no subtransaction) as a superuser, with
+ * an active snapshot.  *running_as is InvalidOid before the first call of the
+ * transaction, and after each call the role of that handler, which stays in
+ * force: deferred triggers that PREPARE fires are its work.  The caller puts
+ * its own role on again after the end of the transaction.
+ *
+ * Raises what the handler raises; 42883 if there is no such handler or its
+ * function is gone, 42704 if its role is, 42501 if the node may not call it or
+ * the role may not execute it.
+ *
+ * What handlers set (SET, SET LOCAL) holds for further ones of the same role
+ * and for the triggers they defer, and is taken back before another role's
+ * handler runs: it might be a search_path made to mislead that one.  What is
+ * left at the end of the transaction, the caller resets.
+ */
+void
+tpc_handler_run(const char *name, const char *caller, const char *arg,
+				size_t arg_len, Oid *running_as)
+{
+	MemoryContext call_context;
+	MemoryContext old_context;
+	ErrorContextCallback callback;
+	Oid			funcid;
+	Oid			run_as;
+
+	Assert(GetCurrentTransactionNestLevel() == 1);
+
+	call_context = AllocSetContextCreate(CurrentMemoryContext,
+										 "tpc_amqp handler",
+										 ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(call_context);
+
+	funcid = find_callable(name, caller, &run_as);
+
+	/*
+	 * Deferred triggers run as whoever is current when they fire, so those of
+	 * the previous role have to before the role changes.  SET CONSTRAINTS ALL
+	 * IMMEDIATE would fire them as well, but would also leave the deferred
+	 * constraints of all further handlers immediate.
+	 */
+	if (OidIsValid(*running_as) && *running_as != run_as)
+	{
+		AfterTriggerFireDeferred();
+		CommandCounterIncrement();
+		AtEOXact_GUC(false, settings_level);
+	}
+	if (*running_as != run_as)
+	{
+		settings_level = NewGUCNestLevel();
+		SetUserIdAndSecContext(run_as, SECURITY_LOCAL_USERID_CHANGE);
+		*running_as = run_as;
+	}
+
+	callback.callback = handler_error_context;
+	callback.arg = unconstify(char *, name);
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	call_function(funcid, arg, arg_len);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+
+	error_context_stack = callback.previous;
+
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(call_context);
+}

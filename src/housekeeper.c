@@ -1,0 +1,554 @@
+/*-------------------------------------------------------------------------
+ *
+ * housekeeper.c
+ *	  What the lead resolve worker does besides.
+ *
+ * It sends decisions again that nobody acknowledged, has branches in doubt
+ * inquire, forgets what all have acknowledged, moves this node's floor, and
+ * deletes branch rows below other nodes' floors.
+ *
+ * What it remembers between two turns (who has acknowledged, when to inquire
+ * next) is its own memory: if it is lost, messages are sent once more than
+ * needed, which every receiver stands.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "branch.h"
+#include "compat.h"
+#include "decision.h"
+#include "failpoint.h"
+#include "housekeeper.h"
+#include "resolve_worker.h"
+#include "settings.h"
+#include "worker.h"
+
+/* Messages left for the messenger before we wait for it. */
+#define OUTBOX_LIMIT		4000
+#define FLOOR_INTERVAL_MS	1000
+#define FORGET_CHUNK		1000
+#define BACKOFF_LIMIT		12	/* times resolve_interval */
+
+/* A committed transaction that has no entry in shared memory (any more). */
+typedef struct Unacked
+{
+	TpcGtid		gtid;			/* key */
+	int			nparticipants;
+	int			nacked;
+	bool		forgettable;	/* all acknowledged; in the list to forget */
+	char	  **participants;	/* in its own chunk of keeper_context */
+	bool	   *acked;
+} Unacked;
+
+/* A branch in doubt that has inquired. */
+typedef struct Inquiry
+{
+	char		gid[TPC_GID_SIZE];	/* key */
+	TimestampTz next;
+	int			factor;
+	uint32		scan;			/* number of the scan that saw it last */
+} Inquiry;
+
+/* All acknowledged, and when we learned it; a growing array, oldest first. */
+typedef struct Forgettable
+{
+	TpcGtid		gtid;
+	TimestampTz since;
+} Forgettable;
+
+static TpcNode *node;
+static MemoryContext keeper_context = NULL;
+static MemoryContext turn_context = NULL;
+static HTAB *unacked = NULL;
+static HTAB *inquiries = NULL;
+static Forgettable *forgettable = NULL;
+static int	nforgettable = 0;
+static int	forgettable_size = 0;
+static uint32 seen_epoch = 0;
+static uint32 seen_requests = 0;
+static uint32 scan_number = 0;
+static TimestampTz scanned_at = 0;
+static TimestampTz floor_at = 0;
+static uint32 wait_event_outbox = 0;
+
+void
+tpc_housekeeper_init(TpcNode *for_node)
+{
+	HASHCTL		info;
+
+	node = for_node;
+	keeper_context = AllocSetContextCreate(TopMemoryContext,
+										   "tpc_amqp housekeeper",
+										   ALLOCSET_DEFAULT_SIZES);
+	turn_context = AllocSetContextCreate(TopMemoryContext,
+										 "tpc_amqp housekeeper turn",
+										 ALLOCSET_DEFAULT_SIZES);
+	memset(&info, 0, sizeof(info));
+	info.keysize = sizeof(TpcGtid);
+	info.entrysize = sizeof(Unacked);
+	info.hcxt = keeper_context;
+	unacked = hash_create("tpc_amqp unacknowledged", 1024, &info,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	memset(&info, 0, sizeof(info));
+	info.keysize = TPC_GID_SIZE;
+	info.entrysize = sizeof(Inquiry);
+	info.hcxt = keeper_context;
+	inquiries = hash_create("tpc_amqp inquiries", 1024, &info,
+							HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	seen_requests = pg_atomic_read_u32(&node->resolve_requests);
+}
+
+/*
+ * A transaction whose loss by a crash does no harm: it is done again.  Saves
+ * the flush.
+ */
+static void
+begin_lazily(void)
+{
+	tpc_worker_begin();
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
+static void
+add_forgettable(const TpcGtid *gtid)
+{
+	if (nforgettable == forgettable_size)
+	{
+		MemoryContext old = MemoryContextSwitchTo(keeper_context);
+
+		forgettable_size = Max(1024, forgettable_size * 2);
+		if (forgettable == NULL)
+			forgettable = palloc_extended(sizeof(Forgettable) *
+										  forgettable_size, MCXT_ALLOC_HUGE);
+		else
+			forgettable = repalloc_huge(forgettable, sizeof(Forgettable) *
+										forgettable_size);
+		MemoryContextSwitchTo(old);
+	}
+	forgettable[nforgettable].gtid = *gtid;
+	forgettable[nforgettable].since = GetCurrentTimestamp();
+	nforgettable++;
+}
+
+static void
+drop_unacked(Unacked *entry)
+{
+	pfree(entry->participants);
+	hash_search(unacked, &entry->gtid, HASH_REMOVE, NULL);
+}
+
+/* Remember a row of decision, as one whose acknowledgements we gather. */
+static Unacked *
+remember(const TpcDecisionRow *row)
+{
+	Unacked    *entry;
+	bool		found;
+
+	entry = hash_search(unacked, &row->gtid, HASH_ENTER, &found);
+	if (!found)
+	{
+		Size		size = 0;
+		char	   *p;
+
+		/* one chunk: the array of names, the flags, the names */
+		for (int i = 0; i < row->nparticipants; i++)
+			size += strlen(row->participants[i]) + 1;
+		size += (sizeof(char *) + sizeof(bool)) * row->nparticipants;
+		p = MemoryContextAllocZero(keeper_context, Max(size, 1));
+		entry->participants = (char **) p;
+		p += sizeof(char *) * row->nparticipants;
+		entry->acked = (bool *) p;
+		p += sizeof(bool) * row->nparticipants;
+		for (int i = 0; i < row->nparticipants; i++)
+		{
+			entry->participants[i] = p;
+			strcpy(p, row->participants[i]);
+			p += strlen(p) + 1;
+		}
+		entry->nparticipants = row->nparticipants;
+		entry->nacked = 0;
+		entry->forgettable = false;
+	}
+	return entry;
+}
+
+/* What an acknowledgement that is not a plain one means to a person. */
+static void
+report_ack(const TpcItem *item, const TpcMessage *msg)
+{
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	const char *kind;
+	const char *detail;
+
+	tpc_gtid_to_text(&item->id, gtid);
+	if (msg->outcome == TPC_ACK_LOST)
+	{
+		kind = "lost";
+		detail = "It committed, and the participant has neither the prepared branch nor a record of it.";
+	}
+	else if (msg->outcome == TPC_ACK_ROLLED_BACK)
+	{
+		kind = "mismatch";
+		detail = "It committed, and the participant's branch was rolled back by force.";
+	}
+	else
+	{
+		kind = "forced";
+		detail = "The participant's branch was committed by force, as decided.";
+	}
+	tpc_incident_report(&item->id, kind, item->peer, detail);
+	ForceSyncCommit();
+	ereport(WARNING,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("transaction %s: incident \"%s\" at node \"%s\"",
+					gtid, kind, item->peer),
+			 errdetail("%s", detail)));
+}
+
+/* An acknowledgement of a transaction that shared memory does not have. */
+static void
+take_ack(const TpcItem *item)
+{
+	Unacked    *entry;
+	TpcMessage	msg;
+	const char *why;
+	TpcDecisionRow row;
+	bool		asked = false;
+
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_ACK;
+	if (!tpc_message_decode_body(item->body, item->len, &msg, &why))
+		return;
+
+	tpc_worker_begin();
+	entry = hash_search(unacked, &item->id.gtid, HASH_FIND, NULL);
+	if (entry == NULL && tpc_decision_lookup(&item->id.gtid, &row))
+		entry = remember(&row);
+	if (entry != NULL)
+	{
+		for (int i = 0; i < entry->nparticipants; i++)
+		{
+			if (strcmp(entry->participants[i], item->peer) != 0)
+				continue;
+			asked = true;
+			if (entry->acked[i])
+				continue;
+			entry->acked[i] = true;
+			entry->nacked++;
+			if (msg.outcome != TPC_ACK_COMMITTED || msg.forced)
+				report_ack(item, &msg);
+		}
+		if (!asked)
+			tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
+		if (entry->nacked == entry->nparticipants && !entry->forgettable)
+		{
+			entry->forgettable = true;
+			add_forgettable(&entry->gtid);
+		}
+	}
+	tpc_worker_end();
+}
+
+static void
+take_floor(const TpcItem *item)
+{
+	begin_lazily();
+	(void) tpc_branch_advance_floor(item->peer, &item->floor);
+	tpc_worker_end();
+}
+
+static void
+serve_chores(void)
+{
+	dsa_pointer p;
+
+	while (DsaPointerIsValid(p = tpc_queue_pop(node, &node->chores)))
+	{
+		TpcItem    *item = dsa_get_address(tpc_area(), p);
+		MemoryContext old = MemoryContextSwitchTo(turn_context);
+
+		PG_TRY();
+		{
+			switch (item->kind)
+			{
+				case TPC_ITEM_FORGET:
+					for (int i = 0; i < (int) (item->len / sizeof(TpcGtid)); i++)
+					{
+						TpcGtid		gtid;
+
+						memcpy(&gtid, item->body + i * sizeof(TpcGtid),
+							   sizeof(TpcGtid));
+						add_forgettable(&gtid);
+					}
+					break;
+				case TPC_ITEM_FLOOR:
+					take_floor(item);
+					break;
+				case TPC_ITEM_MESSAGE:
+					take_ack(item);
+					break;
+			}
+		}
+		PG_CATCH();
+		{
+			HOLD_INTERRUPTS();
+			EmitErrorReport();
+			FlushErrorState();
+			AbortOutOfAnyTransaction();
+			LWLockReleaseAll();
+			RESUME_INTERRUPTS();
+		}
+		PG_END_TRY();
+		dsa_free(tpc_area(), p);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(turn_context);
+		if (tpc_worker_should_exit(node))
+			proc_exit(0);
+	}
+}
+
+/* C7: delete the rows that have been forgettable for long enough. */
+static void
+forget_due(TimestampTz now)
+{
+	int			n = 0;
+	TpcGtid    *gtids;
+
+	while (n < nforgettable && n < FORGET_CHUNK &&
+		   TimestampDifferenceExceeds(forgettable[n].since, now,
+									  tpc_forget_after))
+		n++;
+	if (n == 0)
+		return;
+
+	TPC_FAILPOINT("C7.before");
+	begin_lazily();
+	gtids = palloc(sizeof(TpcGtid) * n);
+	for (int i = 0; i < n; i++)
+		gtids[i] = forgettable[i].gtid;
+	tpc_node_count(node, TPC_STAT_FORGOTTEN, tpc_decision_delete(gtids, n));
+	for (int i = 0; i < n; i++)
+	{
+		Unacked    *entry = hash_search(unacked, &gtids[i], HASH_FIND, NULL);
+
+		if (entry != NULL)
+			drop_unacked(entry);
+	}
+	tpc_worker_end();
+	memmove(forgettable, forgettable + n,
+			sizeof(Forgettable) * (nforgettable - n));
+	nforgettable -= n;
+	TPC_FAILPOINT("C7.after");
+}
+
+/* Wait, within a bound, until the messenger has taken what we left. */
+static void
+wait_for_outbox(void)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 5000);
+
+	while (node->outbox_count > OUTBOX_LIMIT && GetCurrentTimestamp() < end &&
+		   !tpc_worker_should_exit(node))
+	{
+		(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
+						 tpc_wait_event(&wait_event_outbox, "TpcAmqpOutbox"));
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static int
+compare_gtids(const void *a, const void *b)
+{
+	return tpc_gtid_compare(&((const Forgettable *) a)->gtid,
+							&((const Forgettable *) b)->gtid);
+}
+
+/* Send decisions again that somebody has not acknowledged. */
+static void
+resend_decisions(TimestampTz before)
+{
+	List	   *rows;
+	ListCell   *lc;
+	Forgettable *sorted;
+
+	tpc_worker_begin();
+	rows = tpc_decision_list(before);
+	sorted = palloc_extended(sizeof(Forgettable) * Max(nforgettable, 1),
+							 MCXT_ALLOC_HUGE);
+	if (nforgettable > 0)
+		memcpy(sorted, forgettable, sizeof(Forgettable) * nforgettable);
+	qsort(sorted, nforgettable, sizeof(Forgettable), compare_gtids);
+	foreach(lc, rows)
+	{
+		TpcDecisionRow *row = lfirst(lc);
+		Unacked    *entry;
+		TpcTxn	   *txn;
+		Forgettable probe;
+
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		txn = tpc_txn_find(node->dbid, &row->gtid);
+		LWLockRelease(&tpc_shared->txns);
+		if (txn != NULL)
+			continue;			/* the messenger looks after it */
+		probe.gtid = row->gtid;
+		if (bsearch(&probe, sorted, nforgettable, sizeof(Forgettable),
+					compare_gtids) != NULL)
+			continue;
+		entry = remember(row);
+		if (entry->nparticipants == 0 && !entry->forgettable)
+		{
+			entry->forgettable = true;
+			add_forgettable(&entry->gtid);
+		}
+		for (int i = 0; i < entry->nparticipants; i++)
+		{
+			TpcMessage	msg;
+
+			if (entry->acked[i])
+				continue;
+			memset(&msg, 0, sizeof(msg));
+			msg.type = TPC_MSG_COMMIT;
+			strlcpy(msg.id.coordinator, node->name,
+					sizeof(msg.id.coordinator));
+			msg.id.gtid = row->gtid;
+			tpc_resolve_send(node, &msg, entry->participants[i], true, NULL);
+			wait_for_outbox();
+		}
+	}
+	tpc_worker_end();
+}
+
+/* Have branches in doubt ask their coordinators; all: without backoff. */
+static void
+inquire(TimestampTz now, bool all)
+{
+	List	   *branches;
+	ListCell   *lc;
+	HASH_SEQ_STATUS seq;
+	Inquiry    *inquiry;
+
+	scan_number++;
+	tpc_worker_begin();
+	branches = tpc_branch_prepared(node->name);
+	foreach(lc, branches)
+	{
+		TpcPreparedBranch *branch = lfirst(lc);
+		TpcMessage	msg;
+		bool		found;
+
+		inquiry = hash_search(inquiries, branch->gid, HASH_ENTER, &found);
+		inquiry->scan = scan_number;
+		if (!found)
+		{
+			/* its vote is on its way; ask if that gets no answer */
+			inquiry->factor = 1;
+			inquiry->next = TimestampTzPlusMilliseconds(branch->prepared_at,
+														tpc_resolve_interval);
+		}
+		if (!all && now < inquiry->next)
+			continue;
+		memset(&msg, 0, sizeof(msg));
+		msg.type = TPC_MSG_INQUIRY;
+		msg.id = branch->id;
+		TPC_FAILPOINT("I1.before");
+		tpc_resolve_send(node, &msg, branch->id.coordinator, false, NULL);
+		inquiry->next =
+			TimestampTzPlusMilliseconds(now, (int64) tpc_resolve_interval *
+										inquiry->factor);
+		inquiry->factor = Min(inquiry->factor * 2, BACKOFF_LIMIT);
+		wait_for_outbox();
+	}
+	tpc_worker_end();
+
+	hash_seq_init(&seq, inquiries);
+	while ((inquiry = hash_seq_search(&seq)) != NULL)
+	{
+		if (inquiry->scan != scan_number)
+			hash_search(inquiries, inquiry->gid, HASH_REMOVE, NULL);
+	}
+}
+
+/* Move this node's floor, which its messages carry. */
+static void
+move_floor(void)
+{
+	TpcGtid		floor;
+
+	tpc_worker_begin();
+	tpc_decision_floor(node, &floor);
+	tpc_worker_end();
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	if (tpc_gtid_compare(&node->floor, &floor) < 0)
+		node->floor = floor;
+	LWLockRelease(&tpc_shared->txns);
+}
+
+/*
+ * tpc_housekeeper_turn: do what is due; returns the time until the next is,
+ * in ms.  Errors are reported and survived.
+ */
+long
+tpc_housekeeper_turn(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint32		epoch = pg_atomic_read_u32(&node->epoch);
+	uint32		requests = pg_atomic_read_u32(&node->resolve_requests);
+	bool		urgent = epoch != seen_epoch || requests != seen_requests;
+	MemoryContext old;
+
+	serve_chores();
+
+	old = MemoryContextSwitchTo(turn_context);
+	PG_TRY();
+	{
+		if (node->link == TPC_LINK_UP && !node->blocked &&
+			(urgent || TimestampDifferenceExceeds(scanned_at, now,
+												  tpc_resolve_interval)))
+		{
+			seen_epoch = epoch;
+			seen_requests = requests;
+			scanned_at = now;
+			resend_decisions(urgent ? now :
+							 TimestampTzPlusMilliseconds(now,
+														 -tpc_resolve_interval));
+			MemoryContextReset(turn_context);
+			inquire(now, urgent);
+		}
+		forget_due(now);
+		if (pg_atomic_read_u64(&node->incarnation) != 0 &&
+			TimestampDifferenceExceeds(floor_at, now, FLOOR_INTERVAL_MS))
+		{
+			floor_at = now;
+			move_floor();
+		}
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(turn_context);
+
+	if (nforgettable >= FORGET_CHUNK &&
+		TimestampDifferenceExceeds(forgettable[0].since, GetCurrentTimestamp(),
+								   tpc_forget_after))
+		return 1;
+	return Min(FLOOR_INTERVAL_MS, tpc_resolve_interval);
+}

@@ -1,0 +1,399 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *	  The process that keeps every attached database's workers running.
+ *
+ * One per cluster.  It is connected to no database; it finds the attached
+ * ones by their security label, a shared catalog's.  It is the only one that
+ * frees a node's place, once its workers and transactions are gone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_shseclabel.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "node.h"
+#include "settings.h"
+#include "worker.h"
+
+/* How often to look at the labels without being asked. */
+#define SCAN_INTERVAL_MS	10000
+/* How long to leave between two starts of one worker. */
+#define RESTART_INTERVAL_MS 1000
+/* A worker asked for that has not appeared by then is asked for again. */
+#define REQUEST_TIMEOUT_MS	10000
+
+typedef struct LabelledDatabase
+{
+	Oid			dbid;
+	char		name[TPC_NODE_SIZE];
+} LabelledDatabase;
+
+static uint32 wait_event_launcher = 0;
+static bool too_many_logged = false;
+
+/* tpc_launcher_register: while the postmaster loads the library. */
+void
+tpc_launcher_register(void)
+{
+	BackgroundWorker worker;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	strlcpy(worker.bgw_library_name, "tpc_amqp", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "tpc_launcher_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "tpc_amqp launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "tpc_amqp launcher", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
+
+/* The labelled databases, in the current context. */
+static List *
+scan_labels(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *result = NIL;
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	rel = table_open(SharedSecLabelRelationId, AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_shseclabel form = (Form_pg_shseclabel) GETSTRUCT(tuple);
+		TupleDesc	desc = RelationGetDescr(rel);
+		bool		isnull;
+		char	   *provider;
+		char	   *label;
+		LabelledDatabase *database;
+		MemoryContext old;
+
+		if (form->classoid != DatabaseRelationId)
+			continue;
+		provider = TextDatumGetCString(heap_getattr(tuple,
+													Anum_pg_shseclabel_provider,
+													desc, &isnull));
+		label = TextDatumGetCString(heap_getattr(tuple,
+												 Anum_pg_shseclabel_label,
+												 desc, &isnull));
+		if (strcmp(provider, TPC_LABEL_PROVIDER) != 0 ||
+			!tpc_node_name_valid(label, strlen(label)))
+			continue;
+		old = MemoryContextSwitchTo(caller);
+		database = palloc0(sizeof(*database));
+		database->dbid = form->objoid;
+		strlcpy(database->name, label, sizeof(database->name));
+		result = lappend(result, database);
+		MemoryContextSwitchTo(old);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return result;
+}
+
+/* Give the newly labelled a place, and stop those no longer labelled. */
+static void
+follow_labels(void)
+{
+	List	   *databases = scan_labels();
+	ListCell   *lc;
+	bool		no_place = false;
+
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	foreach(lc, databases)
+	{
+		LabelledDatabase *database = lfirst(lc);
+		TpcNode    *node = tpc_node_find(database->dbid);
+
+		if (node != NULL)
+			continue;
+		for (int i = 0; i < tpc_max_nodes && node == NULL; i++)
+		{
+			if (tpc_shared->nodes[i].state == TPC_NODE_FREE)
+				node = &tpc_shared->nodes[i];
+		}
+		if (node == NULL)
+		{
+			no_place = true;
+			break;
+		}
+		node->dbid = database->dbid;
+		strlcpy(node->name, database->name, sizeof(node->name));
+		node->paused_by = 0;
+		node->link = TPC_LINK_CONNECTING;
+		node->last_error[0] = '\0';
+		node->last_sqlstate = 0;
+		node->attach_waiter = NULL;
+		node->attach_params = InvalidDsaPointer;
+		node->state = TPC_NODE_ATTACHED;
+	}
+	for (int i = 0; i < tpc_max_nodes; i++)
+	{
+		TpcNode    *node = &tpc_shared->nodes[i];
+		bool		labelled = false;
+
+		if (node->state != TPC_NODE_ATTACHED)
+			continue;
+		foreach(lc, databases)
+		{
+			LabelledDatabase *database = lfirst(lc);
+
+			labelled = labelled || database->dbid == node->dbid;
+		}
+		if (!labelled)
+			node->state = TPC_NODE_STOPPING;
+	}
+	LWLockRelease(&tpc_shared->control);
+
+	if (no_place && !too_many_logged)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("more databases are attached than tpc_amqp has places for"),
+				 errhint("Increase \"tpc_amqp.max_nodes\" and restart the server.")));
+		too_many_logged = true;
+	}
+	list_free_deep(databases);
+}
+
+/* Start a worker unless it runs or was asked for just now. */
+static bool
+want_worker(TpcNode *node, TpcRole role, int number, TimestampTz now)
+{
+	TpcWorker  *slot = tpc_worker_slot(node, role, number);
+
+	if (slot->pid != 0)
+		return true;
+	if (slot->requested &&
+		!TimestampDifferenceExceeds(slot->started, now, REQUEST_TIMEOUT_MS))
+		return true;
+	if (slot->started != 0 &&
+		!TimestampDifferenceExceeds(slot->started, now, RESTART_INTERVAL_MS))
+		return true;
+	return tpc_worker_start(node, role, number);
+}
+
+/* Bring an attached node's workers to the configured number. */
+static void
+keep_running(TpcNode *node, TimestampTz now)
+{
+	bool		ok;
+
+	ok = want_worker(node, TPC_ROLE_MESSENGER, 0, now);
+	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
+	{
+		if (i < tpc_resolve_workers)
+			ok = ok && want_worker(node, TPC_ROLE_RESOLVE, i, now);
+		else if (node->resolve[i].pid != 0)
+			kill(node->resolve[i].pid, SIGTERM);
+	}
+	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
+	{
+		if (i < tpc_prepare_workers)
+			ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
+		else if (node->prepare[i].pid != 0)
+			kill(node->prepare[i].pid, SIGTERM);
+	}
+
+	if (!ok && !node->no_slots_logged)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("out of background worker slots for node \"%s\"",
+						node->name),
+				 errdetail("It needs %d processes.",
+						   1 + tpc_prepare_workers + tpc_resolve_workers),
+				 errhint("You might need to increase \"max_worker_processes\".")));
+	node->no_slots_logged = !ok;
+}
+
+/* Free what a node's transactions and queues hold, when its workers are gone. */
+static bool
+clear_node(TpcNode *node)
+{
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+	TpcJob	   *job;
+	bool		busy = false;
+	dsa_pointer item;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		if (txn->key.dbid != node->dbid)
+			continue;
+		if (txn->state == TPC_TXN_ACTIVE || txn->state == TPC_TXN_PREPARING ||
+			txn->waiter != NULL)
+		{
+			/* A session is still in it, and sees that the node stops. */
+			if (txn->waiter != NULL)
+				SetLatch(txn->waiter);
+			busy = true;
+			continue;
+		}
+		tpc_txn_free(txn);
+	}
+	LWLockRelease(&tpc_shared->txns);
+
+	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
+	hash_seq_init(&seq, tpc_jobs);
+	while ((job = hash_seq_search(&seq)) != NULL)
+	{
+		if (job->key.dbid != node->dbid)
+			continue;
+		if (DsaPointerIsValid(job->body))
+			dsa_free(tpc_area(), job->body);
+		hash_search(tpc_jobs, &job->key, HASH_REMOVE, NULL);
+	}
+	dlist_init(&node->job_queue);
+	LWLockRelease(&tpc_shared->jobs);
+
+	item = tpc_outbox_take(node);
+	while (DsaPointerIsValid(item))
+	{
+		dsa_pointer next = ((TpcItem *) dsa_get_address(tpc_area(), item))->next;
+
+		dsa_free(tpc_area(), item);
+		item = next;
+	}
+	while (DsaPointerIsValid(item = tpc_queue_pop(node, &node->decisions)))
+		dsa_free(tpc_area(), item);
+	while (DsaPointerIsValid(item = tpc_queue_pop(node, &node->chores)))
+		dsa_free(tpc_area(), item);
+	return !busy;
+}
+
+/* A node that stops: end its workers, then free its place. */
+static void
+wind_down(TpcNode *node)
+{
+	if (tpc_worker_stop_all(node) > 0)
+		return;
+	if (!clear_node(node))
+		return;
+	if (DsaPointerIsValid(node->attach_params))
+		dsa_free(tpc_area(), node->attach_params);
+	node->attach_params = InvalidDsaPointer;
+	node->dbid = InvalidOid;
+	node->name[0] = '\0';
+	node->broker[0] = '\0';
+	node->blocked = false;
+	node->connected_since = 0;
+	node->no_slots_logged = false;
+	memset(&node->messenger, 0, sizeof(node->messenger));
+	memset(node->prepare, 0, sizeof(node->prepare));
+	memset(node->resolve, 0, sizeof(node->resolve));
+	memset(&node->floor, 0, sizeof(node->floor));
+	pg_atomic_write_u64(&node->incarnation, 0);
+	pg_atomic_write_u64(&node->sequence, 0);
+	for (int i = 0; i < TPC_STAT_NCOUNTERS; i++)
+		pg_atomic_write_u64(&node->stat[i], 0);
+	node->state = TPC_NODE_FREE;
+}
+
+/* Look after all nodes; returns whether one of them is in transition. */
+static bool
+look_after_nodes(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		moving = false;
+
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	for (int i = 0; i < tpc_max_nodes; i++)
+	{
+		TpcNode    *node = &tpc_shared->nodes[i];
+
+		switch (node->state)
+		{
+			case TPC_NODE_FREE:
+			case TPC_NODE_ATTACHING:
+				break;
+			case TPC_NODE_ATTACHED:
+				if (node->paused_by != 0 &&
+					BackendPidGetProc(node->paused_by) == NULL)
+					node->paused_by = 0;
+				if (node->paused_by == 0)
+					keep_running(node, now);
+				else
+					moving = true;
+				break;
+			case TPC_NODE_STOPPING:
+				wind_down(node);
+				moving = moving || node->state != TPC_NODE_FREE;
+				break;
+		}
+	}
+	LWLockRelease(&tpc_shared->control);
+	return moving;
+}
+
+void
+tpc_launcher_main(Datum arg)
+{
+	TimestampTz scanned_at = 0;
+
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	(void) tpc_area();
+
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	tpc_shared->launcher = MyLatch;
+	LWLockRelease(&tpc_shared->control);
+
+	for (;;)
+	{
+		bool		moving;
+
+		ResetLatch(MyLatch);
+		if (ProcDiePending)
+			proc_exit(1);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (TimestampDifferenceExceeds(scanned_at, GetCurrentTimestamp(),
+									   SCAN_INTERVAL_MS))
+		{
+			follow_labels();
+			scanned_at = GetCurrentTimestamp();
+		}
+		moving = look_after_nodes();
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 moving ? 20 : RESTART_INTERVAL_MS,
+						 tpc_wait_event(&wait_event_launcher,
+										"TpcAmqpLauncher"));
+	}
+}

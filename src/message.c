@@ -1,0 +1,1165 @@
+/*-------------------------------------------------------------------------
+ *
+ * message.c
+ *	  The messages nodes exchange, as structs, and their wire form.
+ *
+ * PostgreSQL's JSON lexer splits the body into tokens; the grammar is here
+ * rather than pg_parse_json()'s, for two reasons.  A message must not be able
+ * to raise an error: the parser recurses, so it checks the stack's depth, and
+ * to hand over strings it decodes escapes into the database's encoding, which
+ * fails for characters that have no place there.  And it would mix encodings:
+ * the rest of the body is still UTF-8.  So the lexer leaves escapes as they
+ * are, unescape() makes UTF-8 of them, and values of unknown shape are
+ * followed with a stack of fixed size.
+ *
+ * What is not known is ignored (a field, an AMQP property), so that a later
+ * version may add to a message; what is known has to be right.  A repeated
+ * field is refused: two readers could take two meanings from one message.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres_fe_or_be.h"
+
+#include "common/jsonapi.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+
+#include "compat.h"
+#include "message.h"
+
+/* A body longer than this could not be copied in one chunk. */
+#define BODY_MAXLEN 0x3ffffff0
+
+typedef struct Parser
+{
+	JsonLexContext *lex;		/* its current token is not yet consumed */
+	const char *why;			/* set once something is wrong */
+} Parser;
+
+/* A field of a JSON object that has a meaning here. */
+typedef struct Field
+{
+	const char *name;
+	bool		required;		/* else it may be missing or null */
+	bool		(*parse) (Parser *parser, void *target);
+	const char *missing;		/* the reasons, as constant strings */
+	const char *malformed;
+	const char *repeated;
+} Field;
+
+#define FIELD(name, required, parse) \
+	{name, required, parse, \
+	 "field \"" name "\" is missing", \
+	 "field \"" name "\" is malformed", \
+	 "field \"" name "\" is repeated"}
+
+/* Longer than any field's name or any word that stands for an enum. */
+#define WORD_SIZE 32
+
+static bool advance(Parser *parser);
+static bool expect(Parser *parser, JsonTokenType token);
+static bool unescape(const char *s, const char *end, char *out, size_t size,
+					 bool *clipped);
+static bool read_token(Parser *parser, char *out, size_t size,
+					   bool *clipped);
+static bool read_key(Parser *parser, char *out, size_t size);
+static bool skip_value(Parser *parser);
+static bool parse_object(Parser *parser, const Field *fields, int nfields,
+						 void *target);
+static bool parse_text(Parser *parser, size_t maxlen, char **out);
+static bool parse_word(Parser *parser, const char *const *words, int nwords,
+					   int *index);
+
+static const char *const type_names[] = {
+	[TPC_MSG_PREPARE] = "prepare",
+	[TPC_MSG_COMMIT] = "commit",
+	[TPC_MSG_ROLLBACK] = "rollback",
+	[TPC_MSG_UNKNOWN] = "unknown",
+	[TPC_MSG_VOTE] = "vote",
+	[TPC_MSG_ACK] = "ack",
+	[TPC_MSG_INQUIRY] = "inquiry"
+};
+
+static const char *const vote_names[] = {
+	[TPC_VOTE_YES] = "yes",
+	[TPC_VOTE_NO] = "no",
+	[TPC_VOTE_READ_ONLY] = "read-only"
+};
+
+static const char *const outcome_names[] = {
+	[TPC_ACK_COMMITTED] = "committed",
+	[TPC_ACK_ROLLED_BACK] = "rolled back",
+	[TPC_ACK_LOST] = "lost"
+};
+
+/* tpc_message_type_name: the value of property type, a constant string. */
+const char *
+tpc_message_type_name(TpcMessageType type)
+{
+	Assert((size_t) type < lengthof(type_names));
+	return type_names[type];
+}
+
+/* Does only a transaction's coordinator send this type? */
+static bool
+is_from_coordinator(TpcMessageType type)
+{
+	switch (type)
+	{
+		case TPC_MSG_PREPARE:
+		case TPC_MSG_COMMIT:
+		case TPC_MSG_ROLLBACK:
+		case TPC_MSG_UNKNOWN:
+			return true;
+		case TPC_MSG_VOTE:
+		case TPC_MSG_ACK:
+		case TPC_MSG_INQUIRY:
+			break;
+	}
+	return false;
+}
+
+/* Five of 0-9 and A-Z, and not of the class that means success. */
+static bool
+is_error_sqlstate(const char *sqlstate)
+{
+	for (int i = 0; i < 5; i++)
+	{
+		char		c = sqlstate[i];
+
+		if (!((c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z')))
+			return false;
+	}
+	return sqlstate[5] == '\0' && strncmp(sqlstate, "00", 2) != 0;
+}
+
+
+/*
+ * Encoding
+ */
+
+/*
+ * append_json_string: append at most maxlen bytes of a string, in quotes.
+ *
+ * The cut is between characters, and counted before escaping, as the reader
+ * counts.
+ */
+static void
+append_json_string(StringInfo out, const char *str, size_t maxlen)
+{
+	static const char hex[] = "0123456789abcdef";
+	const char *end = str + strlen(str);
+	const char *limit = str + Min(maxlen, (size_t) (end - str));
+
+	appendStringInfoChar(out, '"');
+	while (str < limit)
+	{
+		unsigned char c = (unsigned char) *str;
+		int			len = 1;
+
+		if (IS_HIGHBIT_SET(c))
+		{
+			len = pg_encoding_verifymbchar(PG_UTF8, str,
+										   (int) Min(end - str, 4));
+			if (len < 0)
+			{
+				len = 1;
+				appendStringInfoChar(out, '?');
+			}
+			else if (len > limit - str)
+				break;
+			else
+				appendBinaryStringInfo(out, str, len);
+		}
+		else if (c == '"' || c == '\\')
+		{
+			appendStringInfoChar(out, '\\');
+			appendStringInfoChar(out, c);
+		}
+		else if (c == '\n')
+			appendStringInfoString(out, "\\n");
+		else if (c == '\r')
+			appendStringInfoString(out, "\\r");
+		else if (c == '\t')
+			appendStringInfoString(out, "\\t");
+		else if (c < 0x20)
+		{
+			appendStringInfoString(out, "\\u00");
+			appendStringInfoChar(out, hex[c >> 4]);
+			appendStringInfoChar(out, hex[c & 0xF]);
+		}
+		else
+			appendStringInfoChar(out, c);
+		str += len;
+	}
+	appendStringInfoChar(out, '"');
+}
+
+/* append_text_field: ,"name":"text", or nothing if text is NULL. */
+static void
+append_text_field(StringInfo out, const char *name, const char *text,
+				  size_t maxlen)
+{
+	if (text == NULL)
+		return;
+	if (out->data[out->len - 1] != '{')
+		appendStringInfoChar(out, ',');
+	append_json_string(out, name, WORD_SIZE);
+	appendStringInfoChar(out, ':');
+	append_json_string(out, text, maxlen);
+}
+
+static void
+append_error(StringInfo out, const TpcRemoteError *error)
+{
+	appendStringInfoChar(out, '{');
+	append_text_field(out, "sqlstate",
+					  is_error_sqlstate(error->sqlstate) ?
+					  error->sqlstate : "XX000", 5);
+	append_text_field(out, "message", error->message,
+					  TPC_ERROR_MESSAGE_MAXLEN);
+	append_text_field(out, "detail", error->detail, TPC_ERROR_DETAIL_MAXLEN);
+	append_text_field(out, "hint", error->hint, TPC_ERROR_HINT_MAXLEN);
+	append_text_field(out, "context", error->context,
+					  TPC_ERROR_CONTEXT_MAXLEN);
+	appendStringInfoChar(out, '}');
+}
+
+void
+tpc_message_begin_calls(StringInfo body)
+{
+	appendStringInfoString(body, "{\"calls\":[");
+}
+
+/*
+ * tpc_message_add_call: append one call to a body that was begun.
+ *
+ * arg is JSON in UTF-8 and copied as it is; the handler's name is not cut:
+ * the caller has made sure that it has TPC_HANDLER_MAXLEN bytes at most.
+ */
+void
+tpc_message_add_call(StringInfo body, const char *handler, const char *arg,
+					 size_t arg_len)
+{
+	Assert(handler[0] != '\0' && strlen(handler) <= TPC_HANDLER_MAXLEN);
+	Assert(arg_len > 0 && arg_len <= BODY_MAXLEN);
+
+	if (body->data[body->len - 1] != '[')
+		appendStringInfoChar(body, ',');
+	appendStringInfoString(body, "{\"handler\":");
+	append_json_string(body, handler, SIZE_MAX);
+	appendStringInfoString(body, ",\"arg\":");
+	appendBinaryStringInfo(body, arg, (int) arg_len);
+	appendStringInfoChar(body, '}');
+}
+
+void
+tpc_message_end_calls(StringInfo body)
+{
+	appendStringInfoString(body, "]}");
+}
+
+/* tpc_message_encode_body: append the JSON that msg->type calls for. */
+void
+tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
+{
+	switch (msg->type)
+	{
+		case TPC_MSG_PREPARE:
+			tpc_message_begin_calls(body);
+			for (int i = 0; i < msg->ncalls; i++)
+				tpc_message_add_call(body, msg->calls[i].handler,
+									 msg->calls[i].arg,
+									 msg->calls[i].arg_len);
+			tpc_message_end_calls(body);
+			return;
+
+		case TPC_MSG_VOTE:
+			appendStringInfoChar(body, '{');
+			append_text_field(body, "vote", vote_names[msg->vote], WORD_SIZE);
+			if (msg->vote == TPC_VOTE_NO)
+			{
+				appendStringInfoString(body, ",\"error\":");
+				append_error(body, &msg->error);
+			}
+			break;
+
+		case TPC_MSG_ACK:
+			appendStringInfoChar(body, '{');
+			append_text_field(body, "outcome", outcome_names[msg->outcome],
+							  WORD_SIZE);
+			appendStringInfo(body, ",\"forced\":%s",
+							 msg->forced ? "true" : "false");
+			append_text_field(body, "reason", msg->error.message,
+							  TPC_ERROR_MESSAGE_MAXLEN);
+			break;
+
+		case TPC_MSG_UNKNOWN:
+			appendStringInfoChar(body, '{');
+			append_text_field(body, "reason", msg->error.message,
+							  TPC_ERROR_MESSAGE_MAXLEN);
+			break;
+
+		case TPC_MSG_COMMIT:
+		case TPC_MSG_ROLLBACK:
+		case TPC_MSG_INQUIRY:
+			appendStringInfoChar(body, '{');
+			break;
+	}
+	appendStringInfoChar(body, '}');
+}
+
+static TpcSlice
+slice_of(const char *str)
+{
+	TpcSlice	slice = {str, strlen(str)};
+
+	return slice;
+}
+
+/*
+ * tpc_message_fill_wire: the properties and headers of an outgoing message.
+ *
+ * The slices point into *msg, *scratch and constants, so both have to outlive
+ * *wire.  The body is left empty.  user_id has to be the user of the
+ * connection, or absent: the broker closes the channel otherwise.
+ */
+void
+tpc_message_fill_wire(const TpcMessage *msg, TpcWire *wire,
+					  TpcWireScratch *scratch)
+{
+	memset(wire, 0, sizeof(*wire));
+
+	tpc_gtid_to_text(&msg->id, scratch->gtid);
+	snprintf(scratch->reply_to, sizeof(scratch->reply_to),
+			 "tpc_amqp.%s.vote", msg->from);
+
+	wire->type = slice_of(tpc_message_type_name(msg->type));
+	wire->correlation_id = slice_of(scratch->gtid);
+	wire->reply_to = slice_of(scratch->reply_to);
+	wire->app_id = slice_of(TPC_APP_ID);
+	wire->content_type = slice_of("application/json");
+	wire->has_version = true;
+	wire->version = TPC_PROTOCOL_VERSION;
+	wire->from = slice_of(msg->from);
+	if (msg->user_id[0] != '\0')
+		wire->user_id = slice_of(msg->user_id);
+	if (msg->has_floor)
+	{
+		tpc_uuid_to_text(&msg->floor, scratch->floor);
+		wire->floor = slice_of(scratch->floor);
+	}
+	if (msg->type == TPC_MSG_PREPARE)
+	{
+		snprintf(scratch->expiration, sizeof(scratch->expiration), "%d",
+				 msg->timeout_ms);
+		wire->expiration = slice_of(scratch->expiration);
+	}
+}
+
+
+/*
+ * Decoding the envelope
+ */
+
+static bool
+slice_equals(TpcSlice slice, const char *str)
+{
+	size_t		len = strlen(str);
+
+	return slice.ptr != NULL && slice.len == len &&
+		memcmp(slice.ptr, str, len) == 0;
+}
+
+static bool
+decode_type(TpcSlice slice, TpcMessageType *type)
+{
+	for (size_t i = 0; i < lengthof(type_names); i++)
+	{
+		if (slice_equals(slice, type_names[i]))
+		{
+			*type = (TpcMessageType) i;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* decode_timeout: decimal digits and nothing else, 1 to TPC_TIMEOUT_MAX_MS. */
+static bool
+decode_timeout(TpcSlice slice, int *timeout_ms)
+{
+	int64		value = 0;
+
+	if (slice.ptr == NULL)
+		return false;
+	for (size_t i = 0; i < slice.len; i++)
+	{
+		if (slice.ptr[i] < '0' || slice.ptr[i] > '9')
+			return false;
+		value = value * 10 + (slice.ptr[i] - '0');
+		if (value > TPC_TIMEOUT_MAX_MS)
+			return false;
+	}
+	*timeout_ms = (int) value;
+	return value > 0;
+}
+
+/*
+ * tpc_message_decode_envelope: properties and headers.
+ *
+ * The version comes before all that another version might change.  Never
+ * raises, allocates nothing.
+ */
+bool
+tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
+							const char **why)
+{
+	memset(msg, 0, sizeof(*msg));
+
+	if (!slice_equals(wire->app_id, TPC_APP_ID))
+	{
+		*why = "property app_id is not \"" TPC_APP_ID "\"";
+		return false;
+	}
+	if (!wire->has_version)
+	{
+		*why = "header tpc-version is missing";
+		return false;
+	}
+	if (wire->version != TPC_PROTOCOL_VERSION)
+	{
+		*why = "protocol version is not supported";
+		return false;
+	}
+	if (!decode_type(wire->type, &msg->type))
+	{
+		*why = "property type is not a known message type";
+		return false;
+	}
+	if (wire->correlation_id.ptr == NULL ||
+		!tpc_gtid_from_text(wire->correlation_id.ptr,
+							wire->correlation_id.len, &msg->id))
+	{
+		*why = "property correlation_id is not a global transaction id";
+		return false;
+	}
+	if (wire->from.ptr == NULL ||
+		!tpc_node_name_valid(wire->from.ptr, wire->from.len))
+	{
+		*why = "header tpc-from is not a node name";
+		return false;
+	}
+	memcpy(msg->from, wire->from.ptr, wire->from.len);
+	if (is_from_coordinator(msg->type) &&
+		strcmp(msg->from, msg->id.coordinator) != 0)
+	{
+		*why = "sender is not the coordinator of the transaction";
+		return false;
+	}
+	if (wire->user_id.ptr != NULL)
+	{
+		if (wire->user_id.len > TPC_USER_MAXLEN)
+		{
+			*why = "property user_id is too long";
+			return false;
+		}
+		if (pg_encoding_verifymbstr(PG_UTF8, wire->user_id.ptr,
+									(int) wire->user_id.len) !=
+			(int) wire->user_id.len)
+		{
+			*why = "property user_id is not valid UTF-8";
+			return false;
+		}
+		memcpy(msg->user_id, wire->user_id.ptr, wire->user_id.len);
+	}
+	if (wire->floor.ptr != NULL)
+	{
+		if (!tpc_uuid_from_text(wire->floor.ptr, wire->floor.len,
+								&msg->floor))
+		{
+			*why = "header tpc-floor is not a transaction's uuid";
+			return false;
+		}
+
+		/*
+		 * A floor is believed, and what is below it counts as done; so it is
+		 * taken from nobody but the coordinator it speaks of.
+		 */
+		msg->has_floor = is_from_coordinator(msg->type);
+	}
+	if (msg->type == TPC_MSG_PREPARE &&
+		!decode_timeout(wire->expiration, &msg->timeout_ms))
+	{
+		*why = "property expiration is not a valid timeout";
+		return false;
+	}
+	return true;
+}
+
+
+/*
+ * Decoding the body: tokens, strings, values that nobody looks into
+ */
+
+static bool
+fail(Parser *parser, const char *why)
+{
+	if (parser->why == NULL)
+		parser->why = why;
+	return false;
+}
+
+/* advance: consume the current token. */
+static bool
+advance(Parser *parser)
+{
+	if (json_lex(parser->lex) != JSON_SUCCESS)
+		return fail(parser, "body is not valid JSON");
+	return true;
+}
+
+/* expect: consume the current token, which has to be this one. */
+static bool
+expect(Parser *parser, JsonTokenType token)
+{
+	if (parser->lex->token_type != token)
+		return fail(parser, "body is not valid JSON");
+	return advance(parser);
+}
+
+/*
+ * hex4: the four hexadecimal digits of an escape that the lexer has accepted.
+ */
+static pg_wchar
+hex4(const char *s)
+{
+	pg_wchar	value = 0;
+
+	for (int i = 0; i < 4; i++)
+	{
+		char		c = s[i];
+
+		value <<= 4;
+		if (c >= '0' && c <= '9')
+			value |= c - '0';
+		else
+			value |= (c | 0x20) - 'a' + 10;
+	}
+	return value;
+}
+
+/*
+ * unescape: the UTF-8 that a JSON string stands for.
+ *
+ * [s, end) is the inside of a string token, in valid UTF-8.  At most size - 1
+ * bytes and a zero go to out, whole characters only; *clipped says whether
+ * that cut the string.  With out NULL, it is only checked.  False if there is
+ * no such UTF-8, or it would contain a zero.
+ */
+static bool
+unescape(const char *s, const char *end, char *out, size_t size,
+		 bool *clipped)
+{
+	size_t		used = 0;
+	bool		full = (out == NULL);
+
+	while (s < end)
+	{
+		unsigned char buf[8];
+		const char *piece = s;
+		size_t		len;
+
+		if (full && (s = memchr(s, '\\', end - s)) == NULL)
+			break;				/* nothing left to check or to copy */
+
+		if (*s != '\\')
+		{
+			len = pg_encoding_mblen(PG_UTF8, s);
+			s += len;
+		}
+		else if (s[1] != 'u')
+		{
+			switch (s[1])
+			{
+				case 'b':
+					buf[0] = '\b';
+					break;
+				case 'f':
+					buf[0] = '\f';
+					break;
+				case 'n':
+					buf[0] = '\n';
+					break;
+				case 'r':
+					buf[0] = '\r';
+					break;
+				case 't':
+					buf[0] = '\t';
+					break;
+				default:
+					buf[0] = (unsigned char) s[1];
+			}
+			piece = (char *) buf;
+			len = 1;
+			s += 2;
+		}
+		else
+		{
+			pg_wchar	c = hex4(s + 2);
+
+			s += 6;
+			if (is_utf16_surrogate_first(c))
+			{
+				pg_wchar	second;
+
+				if (end - s < 6 || s[0] != '\\' || s[1] != 'u')
+					return false;
+				second = hex4(s + 2);
+				if (!is_utf16_surrogate_second(second))
+					return false;
+				c = surrogate_pair_to_codepoint(c, second);
+				s += 6;
+			}
+			else if (c == 0 || is_utf16_surrogate_second(c))
+				return false;
+			unicode_to_utf8(c, buf);
+			piece = (char *) buf;
+			len = pg_encoding_mblen(PG_UTF8, piece);
+		}
+
+		if (full)
+			continue;
+		if (used + len >= size)
+		{
+			full = true;
+			*clipped = true;
+			continue;
+		}
+		memcpy(out + used, piece, len);
+		used += len;
+	}
+
+	if (out != NULL)
+		out[used] = '\0';
+	return true;
+}
+
+/*
+ * read_token: the current token, a string, as unescape() gives it; the token
+ * is not consumed.
+ */
+static bool
+read_token(Parser *parser, char *out, size_t size, bool *clipped)
+{
+	const JsonLexContext *lex = parser->lex;
+
+	Assert(lex->token_type == JSON_TOKEN_STRING);
+	*clipped = false;
+	if (!unescape(lex->token_start + 1, lex->token_terminator - 1,
+				  out, size, clipped))
+		return fail(parser, "a string has U+0000 or half a surrogate pair");
+	return true;
+}
+
+/* read_key: consume a field's name and the colon; "" if it is too long. */
+static bool
+read_key(Parser *parser, char *out, size_t size)
+{
+	bool		clipped;
+
+	if (parser->lex->token_type != JSON_TOKEN_STRING)
+		return fail(parser, "body is not valid JSON");
+	if (!read_token(parser, out, size, &clipped) || !advance(parser))
+		return false;
+	if (clipped)
+		out[0] = '\0';
+	return expect(parser, JSON_TOKEN_COLON);
+}
+
+/*
+ * skip_value: consume a value of any shape, and check that it is one.
+ */
+static bool
+skip_value(Parser *parser)
+{
+	JsonTokenType closer[TPC_JSON_MAX_DEPTH];	/* what ends each level */
+	int			depth = 0;
+	bool		clipped;
+
+	for (;;)
+	{
+		bool		in_object;
+
+		/* The current token begins a value. */
+		switch (parser->lex->token_type)
+		{
+			case JSON_TOKEN_OBJECT_START:
+			case JSON_TOKEN_ARRAY_START:
+				if (depth == TPC_JSON_MAX_DEPTH)
+					return fail(parser, "body is nested too deeply");
+				in_object =
+					parser->lex->token_type == JSON_TOKEN_OBJECT_START;
+				closer[depth] = in_object ?
+					JSON_TOKEN_OBJECT_END : JSON_TOKEN_ARRAY_END;
+				if (!advance(parser))
+					return false;
+				if (parser->lex->token_type == closer[depth])
+					break;		/* empty, so this token ends a value */
+				depth++;
+				if (in_object && !read_key(parser, NULL, 0))
+					return false;
+				continue;
+
+			case JSON_TOKEN_STRING:
+				if (!read_token(parser, NULL, 0, &clipped))
+					return false;
+				break;
+
+			case JSON_TOKEN_NUMBER:
+			case JSON_TOKEN_TRUE:
+			case JSON_TOKEN_FALSE:
+			case JSON_TOKEN_NULL:
+				break;
+
+			default:
+				return fail(parser, "body is not valid JSON");
+		}
+
+		/* The current token ends a value, and maybe what it is in. */
+		for (;;)
+		{
+			if (!advance(parser))
+				return false;
+			if (depth == 0)
+				return true;
+			if (parser->lex->token_type != closer[depth - 1])
+				break;
+			depth--;
+		}
+		if (!expect(parser, JSON_TOKEN_COMMA))
+			return false;
+		if (closer[depth - 1] == JSON_TOKEN_OBJECT_END &&
+			!read_key(parser, NULL, 0))
+			return false;
+	}
+}
+
+/*
+ * parse_object: consume an object, its known fields into *target.
+ */
+static bool
+parse_object(Parser *parser, const Field *fields, int nfields, void *target)
+{
+	uint32		seen = 0;
+
+	if (parser->lex->token_type != JSON_TOKEN_OBJECT_START)
+		return false;
+	if (!advance(parser))
+		return false;
+	if (parser->lex->token_type != JSON_TOKEN_OBJECT_END)
+	{
+		for (;;)
+		{
+			char		key[WORD_SIZE];
+			int			i;
+
+			if (!read_key(parser, key, sizeof(key)))
+				return false;
+			for (i = 0; i < nfields; i++)
+				if (strcmp(key, fields[i].name) == 0)
+					break;
+			if (i < nfields)
+			{
+				if (seen & ((uint32) 1 << i))
+					return fail(parser, fields[i].repeated);
+				seen |= (uint32) 1 << i;
+			}
+			if (i == nfields ||
+				(parser->lex->token_type == JSON_TOKEN_NULL &&
+				 !fields[i].required))
+			{
+				if (!skip_value(parser))
+					return false;
+			}
+			else if (!fields[i].parse(parser, target))
+				return fail(parser, fields[i].malformed);
+
+			if (parser->lex->token_type != JSON_TOKEN_COMMA)
+				break;
+			if (!advance(parser))
+				return false;
+		}
+	}
+	if (!expect(parser, JSON_TOKEN_OBJECT_END))
+		return false;
+
+	for (int i = 0; i < nfields; i++)
+		if (fields[i].required && !(seen & ((uint32) 1 << i)))
+			return fail(parser, fields[i].missing);
+	return true;
+}
+
+/* parse_text: consume a string into *out, palloc'd, cut to maxlen bytes. */
+static bool
+parse_text(Parser *parser, size_t maxlen, char **out)
+{
+	JsonLexContext *lex = parser->lex;
+	size_t		size;
+	bool		clipped;
+
+	if (lex->token_type != JSON_TOKEN_STRING)
+		return false;
+
+	/* The token with its quotes is longer than what it stands for. */
+	size = Min(maxlen + 1, (size_t) (lex->token_terminator -
+									 lex->token_start));
+	*out = palloc(size);
+	return read_token(parser, *out, size, &clipped) && advance(parser);
+}
+
+/* parse_word: consume a string that has to be one of these. */
+static bool
+parse_word(Parser *parser, const char *const *words, int nwords, int *index)
+{
+	char		word[WORD_SIZE];
+	bool		clipped;
+
+	if (parser->lex->token_type != JSON_TOKEN_STRING)
+		return false;
+	if (!read_token(parser, word, sizeof(word), &clipped) || clipped)
+		return false;
+	for (int i = 0; i < nwords; i++)
+	{
+		if (strcmp(word, words[i]) == 0)
+		{
+			*index = i;
+			return advance(parser);
+		}
+	}
+	return false;
+}
+
+
+/*
+ * Decoding the body: the fields of each message
+ */
+
+static bool
+parse_handler(Parser *parser, void *target)
+{
+	TpcCallItem *call = (TpcCallItem *) target;
+	char		name[TPC_HANDLER_MAXLEN + 1];
+	bool		clipped;
+
+	if (parser->lex->token_type != JSON_TOKEN_STRING)
+		return false;
+	if (!read_token(parser, name, sizeof(name), &clipped))
+		return false;
+	if (clipped || name[0] == '\0')
+		return fail(parser, "a handler's name is empty or too long");
+	call->handler = pstrdup(name);
+	return advance(parser);
+}
+
+/* The argument is kept as the sender wrote it. */
+static bool
+parse_arg(Parser *parser, void *target)
+{
+	TpcCallItem *call = (TpcCallItem *) target;
+	const char *start = parser->lex->token_start;
+
+	if (!skip_value(parser))
+		return false;
+	call->arg_len = parser->lex->prev_token_terminator - start;
+	call->arg = palloc(call->arg_len + 1);
+	memcpy(call->arg, start, call->arg_len);
+	call->arg[call->arg_len] = '\0';
+	return true;
+}
+
+static const Field call_fields[] = {
+	FIELD("handler", true, parse_handler),
+	FIELD("arg", true, parse_arg)
+};
+
+static bool
+parse_calls(Parser *parser, void *target)
+{
+	TpcMessage *msg = (TpcMessage *) target;
+	int			room = 0;
+
+	if (parser->lex->token_type != JSON_TOKEN_ARRAY_START)
+		return false;
+	if (!advance(parser))
+		return false;
+	if (parser->lex->token_type == JSON_TOKEN_ARRAY_END)
+		return advance(parser);
+
+	for (;;)
+	{
+		TpcCallItem *call;
+
+		if (msg->ncalls == TPC_MAX_CALLS)
+			return fail(parser, "too many calls in one prepare");
+		if (msg->ncalls == room)
+		{
+			room = (room == 0) ? 8 : room * 2;
+			if (msg->calls == NULL)
+				msg->calls = palloc(room * sizeof(TpcCallItem));
+			else
+				msg->calls = repalloc(msg->calls,
+									  room * sizeof(TpcCallItem));
+		}
+		call = &msg->calls[msg->ncalls++];
+		memset(call, 0, sizeof(*call));
+		if (!parse_object(parser, call_fields, lengthof(call_fields), call))
+			return false;
+		if (parser->lex->token_type != JSON_TOKEN_COMMA)
+			break;
+		if (!advance(parser))
+			return false;
+	}
+	return expect(parser, JSON_TOKEN_ARRAY_END);
+}
+
+/* A code that is none becomes "", which the caller replaces. */
+static bool
+parse_sqlstate(Parser *parser, void *target)
+{
+	TpcRemoteError *error = (TpcRemoteError *) target;
+	bool		clipped;
+
+	if (parser->lex->token_type != JSON_TOKEN_STRING)
+		return false;
+	if (!read_token(parser, error->sqlstate, sizeof(error->sqlstate),
+					&clipped))
+		return false;
+	if (clipped || !is_error_sqlstate(error->sqlstate))
+		error->sqlstate[0] = '\0';
+	return advance(parser);
+}
+
+static bool
+parse_error_message(Parser *parser, void *target)
+{
+	return parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
+					  &((TpcRemoteError *) target)->message);
+}
+
+static bool
+parse_error_detail(Parser *parser, void *target)
+{
+	return parse_text(parser, TPC_ERROR_DETAIL_MAXLEN,
+					  &((TpcRemoteError *) target)->detail);
+}
+
+static bool
+parse_error_hint(Parser *parser, void *target)
+{
+	return parse_text(parser, TPC_ERROR_HINT_MAXLEN,
+					  &((TpcRemoteError *) target)->hint);
+}
+
+static bool
+parse_error_context(Parser *parser, void *target)
+{
+	return parse_text(parser, TPC_ERROR_CONTEXT_MAXLEN,
+					  &((TpcRemoteError *) target)->context);
+}
+
+static const Field error_fields[] = {
+	FIELD("sqlstate", false, parse_sqlstate),
+	FIELD("message", false, parse_error_message),
+	FIELD("detail", false, parse_error_detail),
+	FIELD("hint", false, parse_error_hint),
+	FIELD("context", false, parse_error_context)
+};
+
+static bool
+parse_error(Parser *parser, void *target)
+{
+	return parse_object(parser, error_fields, lengthof(error_fields),
+						&((TpcMessage *) target)->error);
+}
+
+static bool
+parse_vote(Parser *parser, void *target)
+{
+	int			index;
+
+	if (!parse_word(parser, vote_names, lengthof(vote_names), &index))
+		return false;
+	((TpcMessage *) target)->vote = (TpcVote) index;
+	return true;
+}
+
+static bool
+parse_outcome(Parser *parser, void *target)
+{
+	int			index;
+
+	if (!parse_word(parser, outcome_names, lengthof(outcome_names), &index))
+		return false;
+	((TpcMessage *) target)->outcome = (TpcAckOutcome) index;
+	return true;
+}
+
+static bool
+parse_forced(Parser *parser, void *target)
+{
+	JsonTokenType token = parser->lex->token_type;
+
+	if (token != JSON_TOKEN_TRUE && token != JSON_TOKEN_FALSE)
+		return false;
+	((TpcMessage *) target)->forced = (token == JSON_TOKEN_TRUE);
+	return advance(parser);
+}
+
+static bool
+parse_reason(Parser *parser, void *target)
+{
+	return parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
+					  &((TpcMessage *) target)->error.message);
+}
+
+static const Field prepare_fields[] = {
+	FIELD("calls", true, parse_calls)
+};
+
+static const Field vote_fields[] = {
+	FIELD("vote", true, parse_vote),
+	FIELD("error", false, parse_error)
+};
+
+static const Field ack_fields[] = {
+	FIELD("outcome", true, parse_outcome),
+	FIELD("forced", false, parse_forced),
+	FIELD("reason", false, parse_reason)
+};
+
+static const Field unknown_fields[] = {
+	FIELD("reason", false, parse_reason)
+};
+
+static bool
+parse_body(Parser *parser, TpcMessage *msg)
+{
+	const Field *fields = NULL;
+	int			nfields = 0;
+
+	switch (msg->type)
+	{
+		case TPC_MSG_PREPARE:
+			fields = prepare_fields;
+			nfields = lengthof(prepare_fields);
+			break;
+		case TPC_MSG_VOTE:
+			fields = vote_fields;
+			nfields = lengthof(vote_fields);
+			break;
+		case TPC_MSG_ACK:
+			fields = ack_fields;
+			nfields = lengthof(ack_fields);
+			break;
+		case TPC_MSG_UNKNOWN:
+			fields = unknown_fields;
+			nfields = lengthof(unknown_fields);
+			break;
+		case TPC_MSG_COMMIT:
+		case TPC_MSG_ROLLBACK:
+		case TPC_MSG_INQUIRY:
+			break;
+	}
+
+	if (!advance(parser))		/* to the first token */
+		return false;
+	if (!parse_object(parser, fields, nfields, msg))
+		return fail(parser, "body is not a JSON object");
+	if (parser->lex->token_type != JSON_TOKEN_END)
+		return fail(parser, "body is not valid JSON");
+	return true;
+}
+
+static void
+free_error(TpcRemoteError *error)
+{
+	if (error->message)
+		pfree(error->message);
+	if (error->detail)
+		pfree(error->detail);
+	if (error->hint)
+		pfree(error->hint);
+	if (error->context)
+		pfree(error->context);
+	memset(error, 0, sizeof(*error));
+}
+
+/* tpc_message_decode_body: an empty body counts as {}. */
+bool
+tpc_message_decode_body(const char *body, size_t len, TpcMessage *msg,
+						const char **why)
+{
+	Parser		parser = {0};
+	bool		ok;
+
+	msg->ncalls = 0;
+	msg->calls = NULL;
+	msg->vote = TPC_VOTE_NO;
+	memset(&msg->error, 0, sizeof(msg->error));
+	msg->outcome = TPC_ACK_LOST;
+	msg->forced = false;
+
+	if (len == 0)
+	{
+		body = "{}";
+		len = 2;
+	}
+	if (len > BODY_MAXLEN)
+	{
+		*why = "body is too long";
+		return false;
+	}
+	if (pg_encoding_verifymbstr(PG_UTF8, body, (int) len) != (int) len)
+	{
+		*why = "body is not valid UTF-8";
+		return false;
+	}
+
+	parser.lex = tpc_json_lexer_make(body, len);
+	ok = parse_body(&parser, msg);
+	tpc_json_lexer_free(parser.lex);
+
+	if (!ok)
+	{
+		tpc_message_free_body(msg);
+		*why = parser.why;
+		return false;
+	}
+	if (msg->type == TPC_MSG_VOTE)
+	{
+		if (msg->vote != TPC_VOTE_NO)
+			free_error(&msg->error);
+		else if (msg->error.sqlstate[0] == '\0')
+			strcpy(msg->error.sqlstate, "XX000");
+	}
+	return true;
+}
+
+/* tpc_message_free_body: free what decode_body allocated; may be repeated. */
+void
+tpc_message_free_body(TpcMessage *msg)
+{
+	for (int i = 0; i < msg->ncalls; i++)
+	{
+		if (msg->calls[i].handler)
+			pfree(msg->calls[i].handler);
+		if (msg->calls[i].arg)
+			pfree(msg->calls[i].arg);
+	}
+	if (msg->calls)
+		pfree(msg->calls);
+	msg->ncalls = 0;
+	msg->calls = NULL;
+	free_error(&msg->error);
+}

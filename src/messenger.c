@@ -1,0 +1,1321 @@
+/*-------------------------------------------------------------------------
+ *
+ * messenger.c
+ *	  The one process of a node that speaks to the broker.
+ *
+ * An event loop over its latch and the socket.  Per turn it takes all that
+ * sessions and workers have left in shared memory, publishes it in one go,
+ * and hands out what has arrived: votes and acknowledgements to the entries
+ * of the transactions they belong to (waking just the backend that waits),
+ * prepares and decisions to the workers.  It runs no SQL but at its start.
+ *
+ * It may lose anything at any time: whatever it drops, or a broken connection
+ * swallows, is sent again or inquired about by the resolve workers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "common/pg_prng.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "broker.h"
+#include "compat.h"
+#include "decision.h"
+#include "failpoint.h"
+#include "node.h"
+#include "option.h"
+#include "settings.h"
+#include "shmem.h"
+#include "worker.h"
+
+#define RECONNECT_MIN_MS		100
+#define RECONNECT_MAX_MS		10000
+#define HOUSEKEEPING_MS			1000
+/* A decided transaction nobody waits for is left to the lead resolver then. */
+#define HAND_OVER_MS			10000
+/* Events handled between two looks at what there is to send. */
+#define EVENTS_PER_TURN			500
+/* How many forgettable transactions go to the resolver at a time. */
+#define FORGET_BATCH			500
+/* Complaints about the broker are logged this often at most. */
+#define LOG_INTERVAL_MS			60000
+#define PREFETCH_DECISION		2000
+
+/* The newest floor of a coordinator this messenger has seen. */
+typedef struct FloorEntry
+{
+	char		coordinator[TPC_NODE_SIZE]; /* key */
+	TpcGtid		floor;
+	bool		told;			/* the lead resolver knows it */
+} FloorEntry;
+
+/* State of this process. */
+static TpcNode *node;
+static TpcBroker *broker = NULL;
+static TpcConnInfo conninfo;
+static TpcLocalNode local;
+static WaitEventSet *wait_set = NULL;
+static uint32 epoch = 0;		/* of the present connection */
+static bool blocked = false;
+static TimestampTz next_attempt = 0;
+static int	backoff_ms = 0;
+static TimestampTz failure_logged_at = 0;
+static TimestampTz bad_logged_at = 0;
+static uint64 bad_unlogged = 0;
+static TimestampTz housekeeping_at = 0;
+static HTAB *floors = NULL;
+static TpcGtid forget[FORGET_BATCH];
+static int	nforget = 0;
+static TpcGtid own_floor;		/* as of this turn */
+static uint64 counted_messages = 0;
+static uint64 counted_writes = 0;
+static MemoryContext turn_context = NULL;	/* reset every turn */
+static volatile sig_atomic_t options_changed = false;
+static uint32 wait_event_main = 0;
+
+static void handle_sigterm(SIGNAL_ARGS);
+
+/* ---------- connection ---------- */
+
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	tpc_broker_interrupt();
+	die(postgres_signal_arg);
+}
+
+static void
+close_at_exit(int code, Datum arg)
+{
+	if (broker != NULL)
+		tpc_broker_close(broker);
+	broker = NULL;
+}
+
+static void
+options_inval(Datum arg, int cacheid, uint32 hashvalue)
+{
+	options_changed = true;
+}
+
+static void
+set_link(TpcLinkState link)
+{
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	node->link = link;
+	node->blocked = blocked;
+	if (link == TPC_LINK_UP)
+	{
+		if (node->connected_since == 0)
+			node->connected_since = GetCurrentTimestamp();
+	}
+	else
+		node->connected_since = 0;
+	LWLockRelease(&tpc_shared->control);
+}
+
+static void
+set_last_error(int sqlstate, const char *text)
+{
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	node->last_sqlstate = sqlstate;
+	strlcpy(node->last_error, text, sizeof(node->last_error));
+	node->last_error_at = GetCurrentTimestamp();
+	LWLockRelease(&tpc_shared->control);
+}
+
+static void
+make_wait_set(void)
+{
+	if (wait_set != NULL)
+		FreeWaitEventSet(wait_set);
+	wait_set = tpc_wait_event_set_make(3);
+	AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET,
+					  NULL, NULL);
+	if (broker != NULL)
+		AddWaitEventToSet(wait_set, WL_SOCKET_READABLE,
+						  tpc_broker_socket(broker), NULL, NULL);
+}
+
+/* A failure to connect, or a loss: remember it, log it now and then. */
+static void
+report_failure(const TpcBrokerError *error, bool lost)
+{
+	char		text[sizeof(node->last_error)];
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (error->reply_code != 0)
+		snprintf(text, sizeof(text), "%s: %d %s", error->phase,
+				 error->reply_code, error->text);
+	else
+		snprintf(text, sizeof(text), "%s: %s", error->phase, error->text);
+	set_last_error(error->sqlstate, text);
+
+	if (lost || failure_logged_at == 0 ||
+		TimestampDifferenceExceeds(failure_logged_at, now, LOG_INTERVAL_MS))
+	{
+		ereport(LOG,
+				(errcode(error->sqlstate),
+				 lost ?
+				 errmsg("node \"%s\" lost its connection to the broker",
+						node->name) :
+				 errmsg("node \"%s\" could not connect to the broker at \"%s\"",
+						node->name, node->broker),
+				 errdetail("%s", text),
+				 errhint("It keeps trying; this is logged once a minute at most.")));
+		failure_logged_at = now;
+	}
+}
+
+static void
+schedule_attempt(void)
+{
+	backoff_ms = backoff_ms == 0 ? RECONNECT_MIN_MS :
+		Min(backoff_ms * 2, RECONNECT_MAX_MS);
+	/* spread the nodes that lost the same broker */
+	next_attempt = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											   backoff_ms / 2 +
+											   (int) (pg_prng_double(&pg_global_prng_state) *
+													  backoff_ms / 2));
+}
+
+static void
+connection_lost(const TpcBrokerError *error)
+{
+	TpcBrokerError copy = *error;
+
+	tpc_broker_close(broker);
+	broker = NULL;
+	blocked = false;
+	counted_messages = counted_writes = 0;
+	make_wait_set();
+	report_failure(&copy, true);
+	set_link(TPC_LINK_CONNECTING);
+	backoff_ms = 0;
+	next_attempt = GetCurrentTimestamp();
+}
+
+/*
+ * After a connect: what was sent over the old connection may be lost.
+ * Prepares are not repeated (a lost one times out), decisions are.
+ */
+static void
+requeue_transactions(void)
+{
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		if (txn->key.dbid != node->dbid || txn->state == TPC_TXN_ACTIVE)
+			continue;
+		if (txn->state == TPC_TXN_COMMITTED && !txn->done)
+			txn->decision_sent = false;
+		tpc_txn_queue(node, txn);
+	}
+	LWLockRelease(&tpc_shared->txns);
+}
+
+/* One attempt to connect; false if it failed (and was reported). */
+static bool
+try_connect(void)
+{
+	TpcBrokerParams params;
+	TpcBrokerError error;
+
+	memset(&params, 0, sizeof(params));
+	params.host = conninfo.host;
+	params.port = conninfo.port;
+	params.vhost = conninfo.vhost;
+	params.user = conninfo.user;
+	params.password = conninfo.password;
+	params.heartbeat_s = conninfo.heartbeat_s;
+	params.connect_timeout_ms = conninfo.connect_timeout_ms;
+	params.tls = conninfo.tls;
+	params.tls_verify = conninfo.tls_verify;
+	params.cacert = conninfo.cacert[0] ? conninfo.cacert : NULL;
+	params.cert = conninfo.cert[0] ? conninfo.cert : NULL;
+	params.key = conninfo.key[0] ? conninfo.key : NULL;
+	params.prefetch_prepare = Min(Max(16, 4 * tpc_prepare_workers),
+								  tpc_max_transactions);
+	params.prefetch_decision = PREFETCH_DECISION;
+	params.max_body = (size_t) tpc_max_payload * 1024 + 16384;
+	params.node = node->name;
+
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	snprintf(node->broker, sizeof(node->broker), "%s:%d/%s",
+			 conninfo.host, conninfo.port,
+			 strcmp(conninfo.vhost, "/") == 0 ? "" : conninfo.vhost);
+	LWLockRelease(&tpc_shared->control);
+
+	broker = tpc_broker_open(&params, &error);
+	if (broker == NULL)
+	{
+		report_failure(&error, false);
+		set_link(TPC_LINK_DOWN);
+		schedule_attempt();
+		return false;
+	}
+	make_wait_set();
+	blocked = false;
+	backoff_ms = 0;
+	failure_logged_at = 0;
+	tpc_node_count(node, TPC_STAT_CONNECTS, 1);
+	return true;
+}
+
+/* Connected and allowed to work: tell everybody. */
+static void
+go_live(void)
+{
+	epoch = pg_atomic_add_fetch_u32(&node->epoch, 1);
+	set_link(TPC_LINK_UP);
+	requeue_transactions();
+	tpc_wake_resolvers(node, true);
+	ereport(LOG,
+			(errmsg("node \"%s\" is connected to the broker at \"%s\"",
+					node->name, node->broker)));
+}
+
+/* (Re)read where the broker is.  False if this database is no node. */
+static bool
+load_options(void)
+{
+	bool		attached;
+
+	tpc_worker_begin();
+	attached = tpc_local_node_read(&local);
+	if (attached)
+	{
+		strlcpy(node->name, local.name, sizeof(node->name));
+		tpc_option_load(local.server, local.attached_by, &conninfo);
+	}
+	tpc_worker_end();
+	return attached;
+}
+
+/* ---------- sending ---------- */
+
+static bool
+publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
+		const char *body, size_t len, bool mandatory)
+{
+	TpcWire		wire;
+	TpcWireScratch scratch;
+	char		routing_key[TPC_QUEUE_NAME_SIZE];
+
+	strlcpy(msg->from, node->name, sizeof(msg->from));
+	strlcpy(msg->user_id, conninfo.user, sizeof(msg->user_id));
+	tpc_message_fill_wire(msg, &wire, &scratch);
+	wire.body.ptr = body;
+	wire.body.len = len;
+	tpc_broker_queue_name(routing_key, to, queue);
+	return tpc_broker_publish(broker, routing_key, &wire, mandatory);
+}
+
+/* A message of this node as coordinator carries its floor. */
+static void
+message_init(TpcMessage *msg, TpcMessageType type, const TpcGlobalId *id)
+{
+	memset(msg, 0, sizeof(*msg));
+	msg->type = type;
+	msg->id = *id;
+	if (strcmp(id->coordinator, node->name) == 0)
+	{
+		msg->floor = own_floor;
+		msg->has_floor = !tpc_gtid_is_zero(&msg->floor);
+	}
+}
+
+static void
+global_id(const TpcTxn *txn, TpcGlobalId *id)
+{
+	memset(id, 0, sizeof(*id));
+	strlcpy(id->coordinator, node->name, sizeof(id->coordinator));
+	id->gtid = txn->key.gtid;
+}
+
+/* C1: publish the prepares of a transaction, and free their bodies. */
+static void
+send_prepares(TpcTxn *txn)
+{
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	TpcGlobalId id;
+	TpcMessage	msg;
+	long		left;
+
+	global_id(txn, &id);
+	left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   TimestampTzPlusMilliseconds(txn->prepare_at,
+																	   txn->timeout_ms));
+	if (left <= 0)
+		return;					/* the backend is about to give up */
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		dsa_pointer body = parts[i].body;
+
+		if (!DsaPointerIsValid(body))
+			continue;
+		message_init(&msg, TPC_MSG_PREPARE, &id);
+		msg.timeout_ms = (int) left;
+		(void) publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
+					   dsa_get_address(tpc_area(), body), parts[i].body_len,
+					   true);
+		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+		parts[i].sent = true;
+		parts[i].body = InvalidDsaPointer;
+		LWLockRelease(&tpc_shared->txns);
+		dsa_free(tpc_area(), body);
+		tpc_node_count(node, TPC_STAT_PREPARES_SENT, 1);
+	}
+	txn->prepares_sent = true;
+}
+
+static void
+send_decision(const TpcGlobalId *id, const char *to, bool commit)
+{
+	TpcMessage	msg;
+	StringInfoData body;
+
+	message_init(&msg, commit ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK, id);
+	initStringInfo(&body);
+	tpc_message_encode_body(&msg, &body);
+	(void) publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
+	tpc_node_count(node, commit ? TPC_STAT_COMMITS_SENT :
+				   TPC_STAT_ROLLBACKS_SENT, 1);
+}
+
+static void
+push_forget(void)
+{
+	TpcItem		head;
+	dsa_pointer item;
+
+	if (nforget == 0)
+		return;
+	memset(&head, 0, sizeof(head));
+	head.kind = TPC_ITEM_FORGET;
+	item = tpc_item_make(&head, (char *) forget, nforget * sizeof(TpcGtid));
+	tpc_queue_push(node, &node->chores, item);
+	nforget = 0;
+	tpc_wake_resolvers(node, true);
+}
+
+/* All have acknowledged: wake the waiter, let the resolver forget it. */
+static void
+transaction_done(TpcTxn *txn)
+{
+	Assert(LWLockHeldByMeInMode(&tpc_shared->txns, LW_EXCLUSIVE));
+	txn->done = true;
+	forget[nforget++] = txn->key.gtid;
+	if (txn->waiter != NULL)
+		SetLatch(txn->waiter);
+	else
+		tpc_txn_queue(node, txn);
+}
+
+/* C5: publish the commit of a transaction to who voted yes. */
+static void
+send_commits(TpcTxn *txn)
+{
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	TpcGlobalId id;
+
+	global_id(txn, &id);
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->npending_acks = 0;
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		if (parts[i].vote == TPC_PART_YES && !parts[i].acked)
+			txn->npending_acks++;
+	}
+	if (txn->npending_acks == 0 && !txn->done)
+		transaction_done(txn);
+	LWLockRelease(&tpc_shared->txns);
+
+	if (!txn->decision_sent && broker != NULL && !blocked)
+	{
+		TPC_FAILPOINT("C5.send");
+		for (int i = 0; i < txn->nparticipants; i++)
+		{
+			if (parts[i].vote == TPC_PART_YES && !parts[i].acked)
+				send_decision(&id, parts[i].node, true);
+		}
+		txn->decision_sent = true;
+	}
+	if (nforget >= FORGET_BATCH)
+		push_forget();
+}
+
+/* Rolled back: tell who may have a branch, and remove the entry. */
+static void
+send_rollbacks(TpcTxn *txn)
+{
+	TpcParticipant *parts = NULL;
+	TpcGlobalId id;
+
+	global_id(txn, &id);
+	if (DsaPointerIsValid(txn->participants))
+		parts = dsa_get_address(tpc_area(), txn->participants);
+	for (int i = 0; parts != NULL && i < txn->nparticipants; i++)
+	{
+		if (parts[i].sent && broker != NULL && !blocked &&
+			(parts[i].vote == TPC_PART_WAITING ||
+			 parts[i].vote == TPC_PART_YES))
+			send_decision(&id, parts[i].node, false);
+	}
+	tpc_node_count(node, TPC_STAT_ABORTS, 1);
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	tpc_txn_free(txn);
+	LWLockRelease(&tpc_shared->txns);
+}
+
+/* Look at every transaction somebody queued. */
+static void
+serve_transactions(void)
+{
+	for (;;)
+	{
+		TpcTxn	   *txn = NULL;
+		TpcTxnState state = TPC_TXN_ACTIVE;
+		bool		remove = false;
+
+		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+		if (!dlist_is_empty(&node->txn_queue))
+		{
+			txn = dlist_container(TpcTxn, link,
+								  dlist_pop_head_node(&node->txn_queue));
+			txn->queued = false;
+			state = txn->state;
+			remove = state == TPC_TXN_COMMITTED && txn->done &&
+				txn->waiter == NULL;
+			if (remove)
+				tpc_txn_free(txn);
+		}
+		LWLockRelease(&tpc_shared->txns);
+		if (txn == NULL)
+			break;
+		if (remove)
+			continue;
+
+		/*
+		 * The entry stays ours to read: only this process frees it.  Its
+		 * backend may move on to another state meanwhile, and then queues it
+		 * again.
+		 */
+		switch (state)
+		{
+			case TPC_TXN_ACTIVE:
+				break;
+			case TPC_TXN_PREPARING:
+				/* not connected: it times out, or we connect and requeue */
+				if (!txn->prepares_sent && broker != NULL && !blocked)
+					send_prepares(txn);
+				break;
+			case TPC_TXN_COMMITTED:
+				send_commits(txn);
+				break;
+			case TPC_TXN_ABORTED:
+				send_rollbacks(txn);
+				break;
+		}
+	}
+}
+
+/* Publish what the workers have left, oldest first. */
+static void
+serve_outbox(void)
+{
+	dsa_pointer p = tpc_outbox_take(node);
+	dsa_pointer oldest = InvalidDsaPointer;
+
+	/* it comes newest first: turn it round */
+	while (DsaPointerIsValid(p))
+	{
+		TpcItem    *item = dsa_get_address(tpc_area(), p);
+		dsa_pointer next = item->next;
+
+		item->next = oldest;
+		oldest = p;
+		p = next;
+	}
+
+	while (DsaPointerIsValid(oldest))
+	{
+		TpcItem    *item = dsa_get_address(tpc_area(), oldest);
+		dsa_pointer next = item->next;
+
+		if (broker != NULL && item->publish && !blocked)
+		{
+			TpcMessage	msg;
+
+			message_init(&msg, item->type, &item->id);
+			(void) publish(&msg, item->peer,
+						   item->type == TPC_MSG_COMMIT ||
+						   item->type == TPC_MSG_ROLLBACK ||
+						   item->type == TPC_MSG_UNKNOWN ?
+						   TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
+						   item->body, item->len, false);
+			if (item->type == TPC_MSG_COMMIT)
+				tpc_node_count(node, TPC_STAT_COMMITS_SENT, 1);
+			else if (item->type == TPC_MSG_ROLLBACK)
+				tpc_node_count(node, TPC_STAT_ROLLBACKS_SENT, 1);
+			else if (item->type == TPC_MSG_INQUIRY)
+				tpc_node_count(node, TPC_STAT_INQUIRIES_SENT, 1);
+			if (item->counts_resent)
+				tpc_node_count(node, TPC_STAT_DECISIONS_RESENT, 1);
+		}
+		if (broker != NULL && item->ack_delivery && item->epoch == epoch)
+			(void) tpc_broker_ack(broker, (TpcQueueKind) item->ack_queue,
+								  item->delivery_tag);
+		dsa_free(tpc_area(), oldest);
+		oldest = next;
+	}
+}
+
+/* ---------- receiving ---------- */
+
+/* Drop a message: count it, and say so once a minute. */
+static void
+bad_message(const TpcBrokerEvent *event, const char *why)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
+	bad_unlogged++;
+	if (bad_logged_at == 0 ||
+		TimestampDifferenceExceeds(bad_logged_at, now, LOG_INTERVAL_MS))
+	{
+		static const char *const suffixes[] = {"prepare", "decision", "vote"};
+
+		ereport(LOG,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("node \"%s\" dropped a message from its %s queue: %s",
+						node->name, suffixes[event->queue], why),
+				 errdetail_plural("%llu message dropped since this was last logged.",
+								  "%llu messages dropped since this was last logged.",
+								  (unsigned long) bad_unlogged,
+								  (unsigned long long) bad_unlogged)));
+		bad_logged_at = now;
+		bad_unlogged = 0;
+	}
+}
+
+static void
+ack_delivery(const TpcBrokerEvent *event)
+{
+	if (event->queue != TPC_QUEUE_VOTE)
+		(void) tpc_broker_ack(broker, event->queue, event->delivery_tag);
+}
+
+/* Answer a prepare that cannot even be queued. */
+static void
+refuse_prepare(const TpcMessage *in, const char *sqlstate, const char *text)
+{
+	TpcMessage	msg;
+	StringInfoData body;
+
+	message_init(&msg, TPC_MSG_VOTE, &in->id);
+	msg.has_floor = false;
+	msg.vote = TPC_VOTE_NO;
+	strlcpy(msg.error.sqlstate, sqlstate, sizeof(msg.error.sqlstate));
+	msg.error.message = pstrdup(text);
+	initStringInfo(&body);
+	tpc_message_encode_body(&msg, &body);
+	(void) publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE,
+				   body.data, body.len, false);
+	tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
+}
+
+/* P1: a prepare becomes a job, unless there is one already. */
+static void
+take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
+{
+	TpcJob	   *job;
+	TpcJobKey	key;
+	bool		found;
+	dsa_pointer body;
+	TimestampTz now = GetCurrentTimestamp();
+	uint32		len = (uint32) event->wire.body.len;
+
+	TPC_FAILPOINT("P1.before");
+	tpc_node_count(node, TPC_STAT_PREPARES, 1);
+	body = tpc_area_try_alloc(Max(len, 1));
+	if (!DsaPointerIsValid(body))
+	{
+		refuse_prepare(msg, "53200",
+					   "out of shared memory for messages");
+		ack_delivery(event);
+		return;
+	}
+	memcpy(dsa_get_address(tpc_area(), body), event->wire.body.ptr, len);
+
+	memset(&key, 0, sizeof(key));
+	key.dbid = node->dbid;
+	key.id = msg->id;
+	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
+	job = hash_search(tpc_jobs, &key, HASH_ENTER_NULL, &found);
+	if (job != NULL && found)
+	{
+		/*
+		 * A repeated one.  If it came again because the connection was lost,
+		 * it is this delivery that the worker has to acknowledge.
+		 */
+		if (job->epoch != epoch)
+		{
+			job->delivery_tag = event->delivery_tag;
+			job->epoch = epoch;
+			LWLockRelease(&tpc_shared->jobs);
+			dsa_free(tpc_area(), body);
+			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
+			return;
+		}
+	}
+	else if (job != NULL)
+	{
+		job->state = TPC_JOB_QUEUED;
+		job->pid = 0;
+		job->cancel = false;
+		strlcpy(job->user_id, msg->user_id, sizeof(job->user_id));
+		job->received = now;
+		job->deadline = TimestampTzPlusMilliseconds(now, msg->timeout_ms);
+		job->delivery_tag = event->delivery_tag;
+		job->epoch = epoch;
+		job->body = body;
+		job->len = len;
+		dlist_push_tail(&node->job_queue, &job->link);
+	}
+	LWLockRelease(&tpc_shared->jobs);
+
+	if (job == NULL || found)
+	{
+		if (job == NULL)
+			refuse_prepare(msg, "53400", "too many branches are queued");
+		else
+			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
+		dsa_free(tpc_area(), body);
+		ack_delivery(event);
+		return;
+	}
+	tpc_wake_prepare_workers(node, 1);
+	TPC_FAILPOINT("P1.after");
+}
+
+/* Pass a message on to the resolve workers. */
+static void
+pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
+		TpcItemQueue *queue, bool lead_only)
+{
+	TpcItem		head;
+
+	memset(&head, 0, sizeof(head));
+	head.kind = TPC_ITEM_MESSAGE;
+	head.type = msg->type;
+	head.id = msg->id;
+	strlcpy(head.peer, msg->from, sizeof(head.peer));
+	strlcpy(head.user_id, msg->user_id, sizeof(head.user_id));
+	if (event->queue != TPC_QUEUE_VOTE)
+	{
+		head.ack_delivery = true;
+		head.ack_queue = event->queue;
+		head.delivery_tag = event->delivery_tag;
+		head.epoch = epoch;
+	}
+	tpc_queue_push(node, queue,
+				   tpc_item_make(&head, event->wire.body.ptr,
+								 (uint32) event->wire.body.len));
+	tpc_wake_resolvers(node, lead_only);
+}
+
+static TpcParticipant *
+find_participant(TpcTxn *txn, const char *name)
+{
+	TpcParticipant *parts;
+
+	if (!DsaPointerIsValid(txn->participants))
+		return NULL;
+	parts = dsa_get_address(tpc_area(), txn->participants);
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		if (strcmp(parts[i].node, name) == 0)
+			return &parts[i];
+	}
+	return NULL;
+}
+
+static void
+wake_if_decidable(TpcTxn *txn)
+{
+	if (txn->waiter != NULL &&
+		(txn->nrefused > 0 || txn->nvotes == txn->nparticipants))
+		SetLatch(txn->waiter);
+}
+
+/*
+ * take_vote: a vote, or an inquiry, which comes from a prepared branch and so
+ * says yes.  For a transaction that is decided or not known it is a question.
+ */
+static void
+take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
+{
+	TpcTxn	   *txn;
+	TpcParticipant *part;
+	bool		says_yes = msg->type == TPC_MSG_INQUIRY ||
+		msg->vote == TPC_VOTE_YES;
+	bool		ask = false;
+	bool		resend = false;
+	const char *why = NULL;
+	dsa_pointer reason = InvalidDsaPointer;
+
+	if (strcmp(msg->id.coordinator, node->name) != 0)
+	{
+		bad_message(event, "a vote for another coordinator's transaction");
+		return;
+	}
+	if (msg->type == TPC_MSG_INQUIRY)
+		tpc_node_count(node, TPC_STAT_INQUIRIES, 1);
+	if (msg->type == TPC_MSG_VOTE && msg->vote == TPC_VOTE_NO)
+	{
+		/* without its reason it still is a no */
+		reason = tpc_area_try_alloc(Max(event->wire.body.len, 1));
+		if (DsaPointerIsValid(reason))
+			memcpy(dsa_get_address(tpc_area(), reason), event->wire.body.ptr,
+				   event->wire.body.len);
+	}
+
+	TPC_FAILPOINT("C2.vote");
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn = tpc_txn_find(node->dbid, &msg->id.gtid);
+	part = txn != NULL ? find_participant(txn, msg->from) : NULL;
+	if (txn == NULL || txn->state == TPC_TXN_ABORTED)
+		ask = says_yes;
+	else if (part == NULL || !part->sent)
+		why = "a vote from a node that was not asked";
+	else if (txn->state == TPC_TXN_COMMITTED)
+		resend = says_yes && part->vote == TPC_PART_YES && !part->acked;
+	else if (txn->state == TPC_TXN_PREPARING &&
+			 part->vote == TPC_PART_WAITING)
+	{
+		strlcpy(part->user_id, msg->user_id, sizeof(part->user_id));
+		if (says_yes)
+		{
+			part->vote = TPC_PART_YES;
+			txn->nvotes++;
+			tpc_node_count(node, TPC_STAT_VOTES_YES, 1);
+		}
+		else if (msg->vote == TPC_VOTE_READ_ONLY)
+		{
+			part->vote = TPC_PART_READ_ONLY;
+			txn->nvotes++;
+			tpc_node_count(node, TPC_STAT_VOTES_READ_ONLY, 1);
+		}
+		else
+		{
+			part->vote = TPC_PART_NO;
+			part->reason = reason;
+			part->reason_len = DsaPointerIsValid(reason) ?
+				(uint32) event->wire.body.len : 0;
+			reason = InvalidDsaPointer;
+			txn->nrefused++;
+			tpc_node_count(node, TPC_STAT_VOTES_NO, 1);
+		}
+		wake_if_decidable(txn);
+	}
+	LWLockRelease(&tpc_shared->txns);
+
+	if (DsaPointerIsValid(reason))
+		dsa_free(tpc_area(), reason);
+	if (why != NULL)
+		bad_message(event, why);
+	if (resend)
+	{
+		send_decision(&msg->id, msg->from, true);
+		tpc_node_count(node, TPC_STAT_DECISIONS_RESENT, 1);
+	}
+	if (ask)
+	{
+		TpcMessage	inquiry = *msg;
+
+		inquiry.type = TPC_MSG_INQUIRY;
+		pass_on(event, &inquiry, &node->decisions, false);
+	}
+}
+
+/* P7 arrives: an acknowledgement. */
+static void
+take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
+{
+	TpcTxn	   *txn;
+	TpcParticipant *part;
+	const char *why = NULL;
+	bool		plain = msg->outcome == TPC_ACK_COMMITTED && !msg->forced;
+	bool		pass = false;
+
+	if (strcmp(msg->id.coordinator, node->name) != 0)
+	{
+		bad_message(event, "an acknowledgement for another coordinator's transaction");
+		return;
+	}
+	tpc_node_count(node, TPC_STAT_ACKS, 1);
+	TPC_FAILPOINT("C6.ack");
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn = tpc_txn_find(node->dbid, &msg->id.gtid);
+	if (txn == NULL || !plain)
+		pass = true;			/* the lead resolver looks into the table */
+	else if ((part = find_participant(txn, msg->from)) == NULL)
+		why = "an acknowledgement from a node that was not asked";
+	else if (txn->state != TPC_TXN_COMMITTED)
+		why = "an acknowledgement of a transaction that is not committed";
+	else if (strcmp(part->user_id, msg->user_id) != 0)
+		why = "an acknowledgement that is not from who voted";
+	else if (part->vote == TPC_PART_YES && !part->acked)
+	{
+		part->acked = true;
+
+		/*
+		 * It can come before the turn that counts them, after a restart of
+		 * this process for one: send_commits() counts what is left.
+		 */
+		if (txn->npending_acks > 0 && --txn->npending_acks == 0 && !txn->done)
+			transaction_done(txn);
+	}
+	LWLockRelease(&tpc_shared->txns);
+	if (why != NULL)
+		bad_message(event, why);
+	if (pass)
+		pass_on(event, msg, &node->chores, true);
+	if (nforget >= FORGET_BATCH)
+		push_forget();
+}
+
+/* The broker knows nobody who takes this: a no-vote at once. */
+static void
+take_return(const TpcBrokerEvent *event)
+{
+	TpcGlobalId id;
+	TpcTxn	   *txn;
+
+	if (!tpc_gtid_from_text(event->wire.correlation_id.ptr,
+							event->wire.correlation_id.len, &id))
+		return;
+	tpc_node_count(node, TPC_STAT_PREPARES_RETURNED, 1);
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn = tpc_txn_find(node->dbid, &id.gtid);
+	if (txn != NULL && txn->state == TPC_TXN_PREPARING)
+	{
+		TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+
+		for (int i = 0; i < txn->nparticipants; i++)
+		{
+			char		key[TPC_QUEUE_NAME_SIZE];
+
+			tpc_broker_queue_name(key, parts[i].node, TPC_QUEUE_PREPARE);
+			if (parts[i].vote == TPC_PART_WAITING &&
+				strlen(key) == event->routing_key.len &&
+				memcmp(key, event->routing_key.ptr, strlen(key)) == 0)
+			{
+				parts[i].vote = TPC_PART_RETURNED;
+				txn->nrefused++;
+			}
+		}
+		wake_if_decidable(txn);
+	}
+	LWLockRelease(&tpc_shared->txns);
+}
+
+/* A coordinator's floor came with one of its messages. */
+static void
+note_floor(const TpcMessage *msg)
+{
+	FloorEntry *entry;
+	bool		found;
+
+	if (!msg->has_floor)
+		return;
+	if (hash_get_num_entries(floors) > 10000 &&
+		hash_search(floors, msg->from, HASH_FIND, NULL) == NULL)
+		return;
+	entry = hash_search(floors, msg->from, HASH_ENTER, &found);
+	if (!found || tpc_gtid_compare(&entry->floor, &msg->floor) < 0)
+	{
+		entry->floor = msg->floor;
+		entry->told = false;
+	}
+}
+
+static void
+take_delivery(const TpcBrokerEvent *event)
+{
+	TpcMessage	msg;
+	const char *why = NULL;
+
+	tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
+	if (event->kind == TPC_EVENT_OVERSIZED)
+		why = "it is larger than tpc_amqp.max_payload";
+	else if (tpc_message_decode_envelope(&event->wire, &msg, &why))
+	{
+		switch (msg.type)
+		{
+			case TPC_MSG_PREPARE:
+				if (event->queue == TPC_QUEUE_PREPARE)
+				{
+					note_floor(&msg);
+					take_prepare(event, &msg);
+					return;
+				}
+				break;
+			case TPC_MSG_COMMIT:
+			case TPC_MSG_ROLLBACK:
+			case TPC_MSG_UNKNOWN:
+				if (event->queue == TPC_QUEUE_DECISION)
+				{
+					note_floor(&msg);
+					pass_on(event, &msg, &node->decisions, false);
+					return;
+				}
+				break;
+			case TPC_MSG_VOTE:
+			case TPC_MSG_ACK:
+			case TPC_MSG_INQUIRY:
+				if (event->queue != TPC_QUEUE_VOTE)
+					break;
+				if (!tpc_message_decode_body(event->wire.body.ptr,
+											 event->wire.body.len, &msg, &why))
+					break;
+				if (msg.type == TPC_MSG_ACK)
+					take_ack(event, &msg);
+				else
+					take_vote(event, &msg);
+				return;
+		}
+		if (why == NULL)
+			why = "its type does not belong there";
+	}
+	bad_message(event, why);
+	ack_delivery(event);
+}
+
+static void
+set_blocked(bool is_blocked, const TpcBrokerEvent *event)
+{
+	blocked = is_blocked;
+	if (blocked)
+	{
+		char		text[sizeof(node->last_error)];
+
+		snprintf(text, sizeof(text), "connection blocked: %.*s",
+				 (int) Min(event->text.len, 200), event->text.ptr);
+		set_last_error(ERRCODE_INSUFFICIENT_RESOURCES, text);
+		ereport(LOG,
+				(errmsg("the broker has blocked the connection of node \"%s\"",
+						node->name),
+				 errdetail("%s", text)));
+	}
+	else
+		ereport(LOG,
+				(errmsg("the broker has unblocked the connection of node \"%s\"",
+						node->name)));
+	set_link(TPC_LINK_UP);
+	if (!blocked)
+	{
+		/* what was dropped meanwhile is sent again, as after a reconnect */
+		requeue_transactions();
+		pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
+		tpc_wake_resolvers(node, true);
+	}
+}
+
+/* Take what has arrived; true if there may be more. */
+static bool
+receive(void)
+{
+	TpcBrokerEvent event;
+
+	for (int i = 0; i < EVENTS_PER_TURN; i++)
+	{
+		if (!tpc_broker_next_event(broker, &event))
+			return false;
+		switch (event.kind)
+		{
+			case TPC_EVENT_DELIVERY:
+			case TPC_EVENT_OVERSIZED:
+				take_delivery(&event);
+				break;
+			case TPC_EVENT_RETURN:
+				take_return(&event);
+				break;
+			case TPC_EVENT_BLOCKED:
+				set_blocked(true, &event);
+				break;
+			case TPC_EVENT_UNBLOCKED:
+				set_blocked(false, &event);
+				break;
+			case TPC_EVENT_CLOSED:
+				connection_lost(&event.error);
+				return false;
+		}
+	}
+	return true;
+}
+
+/* ---------- housekeeping ---------- */
+
+/* Leave decided transactions nobody waits for to the lead resolver. */
+static void
+hand_over_old(TimestampTz now)
+{
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		if (txn->key.dbid != node->dbid ||
+			txn->state != TPC_TXN_COMMITTED || txn->waiter != NULL ||
+			txn->done || txn->queued)
+			continue;
+		if (TimestampDifferenceExceeds(txn->decided_at, now, HAND_OVER_MS))
+			tpc_txn_free(txn);
+	}
+	LWLockRelease(&tpc_shared->txns);
+}
+
+static void
+tell_floors(void)
+{
+	HASH_SEQ_STATUS seq;
+	FloorEntry *entry;
+
+	hash_seq_init(&seq, floors);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+	{
+		TpcItem		head;
+
+		if (entry->told)
+			continue;
+		memset(&head, 0, sizeof(head));
+		head.kind = TPC_ITEM_FLOOR;
+		strlcpy(head.peer, entry->coordinator, sizeof(head.peer));
+		head.floor = entry->floor;
+		head.has_floor = true;
+		tpc_queue_push(node, &node->chores, tpc_item_make(&head, NULL, 0));
+		entry->told = true;
+	}
+}
+
+static void
+housekeeping(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!TimestampDifferenceExceeds(housekeeping_at, now, HOUSEKEEPING_MS))
+		return;
+	housekeeping_at = now;
+
+	push_forget();
+	hand_over_old(now);
+	tell_floors();
+
+	/* notice changes of the server's options; they count from a reconnect */
+	StartTransactionCommand();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+	if (broker != NULL)
+	{
+		uint64		messages;
+		uint64		writes;
+
+		tpc_broker_counters(broker, &messages, &writes);
+		tpc_node_count(node, TPC_STAT_MESSAGES_SENT,
+					   messages - counted_messages);
+		tpc_node_count(node, TPC_STAT_SOCKET_WRITES, writes - counted_writes);
+		counted_messages = messages;
+		counted_writes = writes;
+	}
+}
+
+/* ---------- start ---------- */
+
+/*
+ * attach() waits for us: connect with what it passed, answer, and wait until
+ * its transaction commits.  Does not return if it rolls back.
+ */
+static void
+serve_attach(void)
+{
+	bool		connected;
+	Latch	   *waiter;
+
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	if (DsaPointerIsValid(node->attach_params))
+		memcpy(&conninfo, dsa_get_address(tpc_area(), node->attach_params),
+			   sizeof(conninfo));
+	LWLockRelease(&tpc_shared->control);
+
+	connected = try_connect();
+	if (connected)
+		set_link(TPC_LINK_UP);
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	node->attach_answered = true;
+	waiter = node->attach_waiter;
+	if (waiter != NULL)
+		SetLatch(waiter);
+	LWLockRelease(&tpc_shared->control);
+	if (!connected)
+		proc_exit(0);
+
+	while (node->state == TPC_NODE_ATTACHING)
+	{
+		ResetLatch(MyLatch);
+		if (tpc_worker_should_exit(node))
+			proc_exit(0);
+		CHECK_FOR_INTERRUPTS();
+		if (node->state != TPC_NODE_ATTACHING)
+			break;
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
+						 tpc_wait_event(&wait_event_main, "TpcAmqpMessenger"));
+	}
+	if (node->state != TPC_NODE_ATTACHED)
+		proc_exit(0);
+
+	/* not needed again, and it holds the password */
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	if (DsaPointerIsValid(node->attach_params))
+	{
+		memset(dsa_get_address(tpc_area(), node->attach_params), 0,
+			   sizeof(conninfo));
+		dsa_free(tpc_area(), node->attach_params);
+		node->attach_params = InvalidDsaPointer;
+	}
+	LWLockRelease(&tpc_shared->control);
+}
+
+/* Begin an incarnation, once per server run. */
+static void
+start_incarnation(void)
+{
+	uint64		incarnation;
+	TimeLineID	timeline;
+
+	if (pg_atomic_read_u64(&node->incarnation) != 0)
+		return;
+	tpc_worker_begin();
+	incarnation = tpc_incarnation_start(&timeline);
+	ForceSyncCommit();
+	tpc_worker_end();
+	node->timeline = timeline;
+	pg_atomic_write_u64(&node->sequence, 0);
+	pg_write_barrier();
+	pg_atomic_write_u64(&node->incarnation, incarnation);
+}
+
+void
+tpc_messenger_main(Datum arg)
+{
+	HASHCTL		info;
+
+	node = tpc_worker_attach(arg, NULL);
+	pqsignal(SIGTERM, handle_sigterm);
+	before_shmem_exit(close_at_exit, (Datum) 0);
+	tpc_worker_connect(node, false);
+	turn_context = AllocSetContextCreate(TopMemoryContext,
+										 "tpc_amqp messenger turn",
+										 ALLOCSET_DEFAULT_SIZES);
+	memset(&info, 0, sizeof(info));
+	info.keysize = TPC_NODE_SIZE;
+	info.entrysize = sizeof(FloorEntry);
+	floors = hash_create("tpc_amqp floors", 16, &info,
+						 HASH_ELEM | HASH_STRINGS);
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, options_inval, (Datum) 0);
+	CacheRegisterSyscacheCallback(USERMAPPINGOID, options_inval, (Datum) 0);
+
+	if (node->state == TPC_NODE_ATTACHING)
+		serve_attach();
+	if (!load_options())
+	{
+		/* a label without a row: a restored copy */
+		ereport(LOG,
+				(errmsg("database is labelled as node \"%s\" but not attached",
+						node->name),
+				 errhint("Run tpc_amqp.attach() in it.")));
+		StartTransactionCommand();
+		tpc_node_label_remove();
+		CommitTransactionCommand();
+		LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+		node->state = TPC_NODE_STOPPING;
+		LWLockRelease(&tpc_shared->control);
+		proc_exit(0);
+	}
+	start_incarnation();
+	make_wait_set();
+	if (broker != NULL)
+		go_live();
+	pgstat_report_activity(STATE_RUNNING, "serving the broker connection");
+
+	for (;;)
+	{
+		WaitEvent	event;
+		bool		more = false;
+		long		timeout = HOUSEKEEPING_MS;
+
+		ResetLatch(MyLatch);
+		if (tpc_worker_should_exit(node))
+			proc_exit(0);
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(turn_context);
+		MemoryContextSwitchTo(turn_context);
+
+		if (broker == NULL && GetCurrentTimestamp() >= next_attempt)
+		{
+			if (options_changed)
+			{
+				options_changed = false;
+				(void) load_options();
+				MemoryContextSwitchTo(turn_context);
+			}
+			if (try_connect())
+				go_live();
+		}
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		own_floor = node->floor;
+		LWLockRelease(&tpc_shared->txns);
+		if (broker != NULL)
+			more = receive();
+		serve_transactions();
+		serve_outbox();
+		if (broker != NULL && !tpc_broker_flush(broker))
+			connection_lost(tpc_broker_error(broker));
+		housekeeping();
+
+		if (broker != NULL)
+			timeout = Min(timeout, tpc_broker_wait_ms(broker));
+		else
+			timeout = Min(timeout,
+						  Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+																 next_attempt)));
+		if (more || timeout == 0)
+			continue;
+		(void) WaitEventSetWait(wait_set, timeout, &event, 1,
+								tpc_wait_event(&wait_event_main,
+											   "TpcAmqpMessenger"));
+	}
+}

@@ -1,0 +1,138 @@
+/*-------------------------------------------------------------------------
+ *
+ * operate.c
+ *	  What a person can ask and do: outcome(), resolve(), forget().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+
+#include "branch.h"
+#include "decision.h"
+#include "node.h"
+#include "shmem.h"
+
+static void
+parse_gtid(text *arg, TpcGlobalId *id)
+{
+	char	   *gtid = text_to_cstring(arg);
+
+	if (!tpc_gtid_from_text(gtid, strlen(gtid), id))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+				 errmsg("invalid global transaction id \"%s\"", gtid),
+				 errdetail("It has the form <coordinator node>/<uuid>.")));
+}
+
+/* What this node knows of a branch of another node's transaction. */
+static const char *
+branch_outcome(const TpcGlobalId *id)
+{
+	TpcBranchRow row;
+	bool		job;
+
+	LWLockAcquire(&tpc_shared->jobs, LW_SHARED);
+	job = tpc_job_find(MyDatabaseId, id) != NULL;
+	LWLockRelease(&tpc_shared->jobs);
+	if (job)
+		return "pending";
+	tpc_branch_probe(id, &row);
+	if (row.state == TPC_BRANCH_IN_PROGRESS)
+		return "pending";
+	return row.state == TPC_BRANCH_COMMITTED ? "committed" : "unknown";
+}
+
+/*
+ * tpc_outcome(gtid text) returns text
+ *
+ * 'pending', 'committed', 'aborted' or 'unknown'.  At the coordinator it is
+ * exact from the transaction's start until it is forgotten; then, and for a
+ * history that is not this one's, 'unknown'.  At a participant: what became
+ * of its branch, as far as it can tell.
+ */
+PG_FUNCTION_INFO_V1(tpc_outcome);
+Datum
+tpc_outcome(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {
+		[TPC_OUTCOME_PENDING] = "pending",
+		[TPC_OUTCOME_COMMITTED] = "committed",
+		[TPC_OUTCOME_ABORTED] = "aborted",
+		[TPC_OUTCOME_UNKNOWN] = "unknown",
+	};
+	TpcGlobalId id;
+	TpcNode    *node;
+
+	parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+	node = tpc_node_ready();
+	if (strcmp(id.coordinator, node->name) == 0)
+		PG_RETURN_TEXT_P(cstring_to_text(names[tpc_decision_outcome(node, &id.gtid, true)]));
+	PG_RETURN_TEXT_P(cstring_to_text(branch_outcome(&id)));
+}
+
+/*
+ * tpc_resolve(gtid text DEFAULT NULL) returns void
+ *
+ * Have decisions sent again and branches in doubt inquire without waiting for
+ * their interval.  Returns at once.  With a gtid the same: it is only checked.
+ */
+PG_FUNCTION_INFO_V1(tpc_resolve);
+Datum
+tpc_resolve(PG_FUNCTION_ARGS)
+{
+	TpcNode    *node;
+
+	if (!PG_ARGISNULL(0))
+	{
+		TpcGlobalId id;
+
+		parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+	}
+	node = tpc_node_ready();
+	pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
+	tpc_wake_resolvers(node, true);
+	PG_RETURN_VOID();
+}
+
+/*
+ * tpc_forget(gtid text) returns boolean
+ *
+ * Drop what this node keeps about a transaction it committed, and incidents
+ * of it; whether there was anything.  In force when the transaction commits.
+ */
+PG_FUNCTION_INFO_V1(tpc_forget);
+Datum
+tpc_forget(PG_FUNCTION_ARGS)
+{
+	TpcGlobalId id;
+	TpcNode    *node;
+	bool		forgot;
+
+	PreventCommandIfReadOnly("tpc_amqp.forget()");
+	parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+	node = tpc_node_ready();
+	forgot = tpc_incident_clear(&id, NULL);
+	if (strcmp(id.coordinator, node->name) == 0)
+	{
+		TpcTxn	   *txn;
+		bool		live;
+
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		txn = tpc_txn_find(node->dbid, &id.gtid);
+		live = txn != NULL && (txn->state == TPC_TXN_ACTIVE ||
+							   txn->state == TPC_TXN_PREPARING);
+		LWLockRelease(&tpc_shared->txns);
+		if (live)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("transaction is not decided yet")));
+		if (tpc_decision_delete(&id.gtid, 1) > 0)
+			forgot = true;
+	}
+	PG_RETURN_BOOL(forgot);
+}

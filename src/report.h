@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * report.h
+ *	  Errors as they pass between nodes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_REPORT_H
+#define TPC_REPORT_H
+
+#include "message.h"
+
+extern void tpc_report_remote_error(const char *node, const char *gtid,
+									const char *body, uint32 len)
+			pg_attribute_noreturn();
+extern void tpc_report_from_error_data(ErrorData *edata, TpcRemoteError *error);
+
+#endif							/* TPC_REPORT_H */

@@ -1,0 +1,580 @@
+/*-------------------------------------------------------------------------
+ *
+ * resolve_worker.c
+ *	  Phase 2 and recovery: carry out decisions, answer inquiries.
+ *
+ * Every resolve worker takes decisions (as participant) and inquiries (as
+ * coordinator) from the node's queue.  None of them runs handlers, so a
+ * branch that waits for a lock never holds up the decision that frees it.
+ * The first of them is the lead: it also looks after what nobody asks for
+ * (housekeeper.c).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/twophase.h"
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "branch.h"
+#include "broker.h"
+#include "compat.h"
+#include "decision.h"
+#include "failpoint.h"
+#include "housekeeper.h"
+#include "resolve_worker.h"
+#include "settings.h"
+#include "shmem.h"
+#include "worker.h"
+
+#define RETRY_MIN_MS	5
+#define RETRY_MAX_MS	1000
+/* After that it is left to re-sending. */
+#define RETRY_GIVE_UP_MS 60000
+
+/* An item that has to be looked at again; in retry_context. */
+typedef struct Retry
+{
+	TpcItem    *item;
+	TimestampTz first;
+	TimestampTz due;
+	int			delay_ms;
+} Retry;
+
+static TpcNode *node;
+static bool lead;
+static MemoryContext item_context = NULL;	/* reset per item */
+static MemoryContext retry_context = NULL;
+static List *retries = NIL;
+static TimestampTz forged_logged_at = 0;
+static uint32 wait_event_main = 0;
+
+/*
+ * tpc_resolve_send: leave a message for the messenger.  answered: the item
+ * whose delivery it acknowledges too, or NULL.
+ */
+void
+tpc_resolve_send(TpcNode *to_node, TpcMessage *msg, const char *to,
+				 bool resent, const TpcItem *answered)
+{
+	StringInfoData body;
+	TpcItem		head;
+
+	initStringInfo(&body);
+	tpc_message_encode_body(msg, &body);
+	memset(&head, 0, sizeof(head));
+	head.kind = TPC_ITEM_MESSAGE;
+	head.type = msg->type;
+	head.id = msg->id;
+	strlcpy(head.peer, to, sizeof(head.peer));
+	head.publish = true;
+	head.counts_resent = resent;
+	if (answered != NULL)
+	{
+		head.ack_delivery = answered->ack_delivery;
+		head.ack_queue = answered->ack_queue;
+		head.delivery_tag = answered->delivery_tag;
+		head.epoch = answered->epoch;
+	}
+	tpc_outbox_push(to_node, tpc_item_make(&head, body.data, body.len));
+	pfree(body.data);
+}
+
+/* Nothing to say, but the delivery is dealt with. */
+static void
+acknowledge_delivery(const TpcItem *item)
+{
+	TpcItem		head;
+
+	if (!item->ack_delivery)
+		return;
+	memset(&head, 0, sizeof(head));
+	head.kind = TPC_ITEM_MESSAGE;
+	head.ack_delivery = true;
+	head.ack_queue = item->ack_queue;
+	head.delivery_tag = item->delivery_tag;
+	head.epoch = item->epoch;
+	tpc_outbox_push(node, tpc_item_make(&head, NULL, 0));
+}
+
+/* P7: tell the coordinator that the commit is durable here (or is not). */
+static void
+send_ack(const TpcItem *item, TpcAckOutcome outcome, const char *reason)
+{
+	TpcMessage	msg;
+
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_ACK;
+	msg.id = item->id;
+	msg.outcome = outcome;
+	msg.error.message = unconstify(char *, reason);
+	TPC_FAILPOINT("P7.before");
+	tpc_resolve_send(node, &msg, item->id.coordinator, false, item);
+	TPC_FAILPOINT("P7.after");
+}
+
+/*
+ * cancel_job: stop a prepare that is queued or running; false if there is
+ * none.  One that is past its last interrupt check prepares all the same; it
+ * then votes, and is answered.
+ */
+static bool
+cancel_job(const TpcGlobalId *id)
+{
+	TpcJob	   *job;
+	dsa_pointer body = InvalidDsaPointer;
+	TpcItem		head;
+	bool		found;
+
+	memset(&head, 0, sizeof(head));
+	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
+	job = tpc_job_find(node->dbid, id);
+	found = job != NULL;
+	if (job != NULL && job->state == TPC_JOB_QUEUED)
+	{
+		TpcJobKey	key = job->key;
+
+		dlist_delete(&job->link);
+		body = job->body;
+		head.ack_delivery = true;
+		head.ack_queue = TPC_QUEUE_PREPARE;
+		head.delivery_tag = job->delivery_tag;
+		head.epoch = job->epoch;
+		hash_search(tpc_jobs, &key, HASH_REMOVE, NULL);
+	}
+	else if (job != NULL && !job->cancel)
+	{
+		job->cancel = true;
+		kill(job->pid, SIGINT);
+	}
+	LWLockRelease(&tpc_shared->jobs);
+	if (DsaPointerIsValid(body))
+	{
+		dsa_free(tpc_area(), body);
+		acknowledge_delivery(&head);
+	}
+	return found;
+}
+
+static bool
+job_exists(const TpcGlobalId *id)
+{
+	bool		exists;
+
+	LWLockAcquire(&tpc_shared->jobs, LW_SHARED);
+	exists = tpc_job_find(node->dbid, id) != NULL;
+	LWLockRelease(&tpc_shared->jobs);
+	return exists;
+}
+
+/*
+ * finish_prepared: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
+ * returns true.  False if there is no such prepared transaction, or it is
+ * busy (its backend is still leaving it, or another resolver has it).
+ */
+static bool
+finish_prepared(const char *gid, bool commit)
+{
+	volatile bool finished = false;
+
+	PG_TRY();
+	{
+		TPC_FAILPOINT("P6.before");
+		FinishPreparedTransaction(gid, commit);
+		finished = true;
+		TPC_FAILPOINT("P6.after");
+		tpc_worker_end();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+		MemoryContext old = MemoryContextSwitchTo(item_context);
+
+		edata = CopyErrorData();
+		if (!finished && (edata->sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
+						  edata->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE))
+		{
+			FlushErrorState();
+			AbortOutOfAnyTransaction();
+			MemoryContextSwitchTo(old);
+		}
+		else
+			PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return finished;
+}
+
+static void
+report_forged(const TpcItem *item, const char *gtid)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
+	if (forged_logged_at != 0 &&
+		!TimestampDifferenceExceeds(forged_logged_at, now, 60000))
+		return;
+	forged_logged_at = now;
+	ereport(LOG,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("node \"%s\" dropped a decision about %s that does not come from who sent its prepare",
+					node->name, gtid),
+			 errdetail("It comes from broker user \"%s\".", item->user_id)));
+}
+
+/*
+ * decide: step P5.  Carry a decision out.  False if it has to be looked at
+ * again soon.  Runs its own transactions.
+ */
+static bool
+decide(const TpcItem *item)
+{
+	TpcParticipantFacts facts;
+	TpcBranchRow row;
+	TpcAction	action;
+	bool		commit = item->type == TPC_MSG_COMMIT;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+
+	TPC_FAILPOINT("P5.before");
+	tpc_gtid_to_text(&item->id, gtid);
+	memset(&facts, 0, sizeof(facts));
+	facts.decision = commit ? TPC_DECISION_COMMIT : TPC_DECISION_ROLLBACK;
+
+	tpc_worker_begin();
+	tpc_branch_probe(&item->id, &row);
+	facts.branch = row.state;
+	facts.sender_matches = row.state != TPC_BRANCH_NONE &&
+		strcmp(row.sender, item->user_id) == 0;
+	facts.job_exists = job_exists(&item->id);
+	if (row.state == TPC_BRANCH_NONE && commit)
+		facts.below_floor = tpc_branch_below_floor(&item->id);
+
+	/* What finishing it would tell: try, then ask again without it. */
+	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS;
+	action = tpc_protocol_decide(&facts);
+	if (action == TPC_ACTION_FINISH)
+	{
+		if (finish_prepared(row.gid, commit))
+		{
+			tpc_node_count(node, commit ? TPC_STAT_BRANCHES_COMMITTED :
+						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
+			if (commit)
+				send_ack(item, TPC_ACK_COMMITTED, NULL);
+			else
+				acknowledge_delivery(item);
+			return true;
+		}
+		facts.gid_exists = false;
+		action = tpc_protocol_decide(&facts);
+		tpc_worker_begin();
+	}
+
+	switch (action)
+	{
+		case TPC_ACTION_FINISH:
+		case TPC_ACTION_RETRY:
+			tpc_worker_end();
+			return false;
+
+		case TPC_ACTION_CANCEL:
+			tpc_worker_end();
+			(void) cancel_job(&item->id);
+			if (row.state == TPC_BRANCH_IN_PROGRESS)
+				return false;
+			acknowledge_delivery(item);
+			break;
+
+		case TPC_ACTION_ACK:
+			tpc_worker_end();
+			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
+			send_ack(item, TPC_ACK_COMMITTED, NULL);
+			break;
+
+		case TPC_ACTION_LOST:
+			tpc_incident_report(&item->id, "lost", node->name,
+								"The coordinator committed it, and this node has neither the prepared branch nor a record of it.");
+			ForceSyncCommit();
+			tpc_worker_end();
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("branch of committed transaction %s is lost", gtid),
+					 errdetail("The coordinator committed it, and this node has neither the prepared branch nor a record of it."),
+					 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
+			send_ack(item, TPC_ACK_LOST, "no branch and no record of it");
+			break;
+
+		case TPC_ACTION_MISMATCH:
+			tpc_incident_report(&item->id, "mismatch", node->name,
+								"It is committed here, and its coordinator rolled it back.");
+			ForceSyncCommit();
+			tpc_worker_end();
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("transaction %s is committed here, and its coordinator rolled it back",
+							gtid),
+					 errhint("It is listed in view tpc_amqp.incidents.")));
+			acknowledge_delivery(item);
+			break;
+
+		case TPC_ACTION_FORGED:
+			tpc_worker_end();
+			report_forged(item, gtid);
+			acknowledge_delivery(item);
+			break;
+
+		case TPC_ACTION_NONE:
+			tpc_worker_end();
+			acknowledge_delivery(item);
+			break;
+	}
+	return true;
+}
+
+/* The coordinator cannot tell: list the branch with its reason. */
+static void
+note_unknown(const TpcItem *item)
+{
+	TpcBranchRow row;
+	TpcMessage	msg;
+	const char *why;
+	const char *reason = "the coordinator cannot tell";
+
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_UNKNOWN;
+	if (tpc_message_decode_body(item->body, item->len, &msg, &why) &&
+		msg.error.message != NULL)
+		reason = pg_any_to_server(msg.error.message,
+								  strlen(msg.error.message), PG_UTF8);
+	tpc_worker_begin();
+	tpc_branch_probe(&item->id, &row);
+	if (row.state == TPC_BRANCH_IN_PROGRESS &&
+		strcmp(row.sender, item->user_id) == 0)
+		tpc_incident_report(&item->id, "unknown", item->id.coordinator,
+							reason);
+	tpc_worker_end();
+	acknowledge_delivery(item);
+}
+
+/* Whether the decision's record names who asks. */
+static bool
+takes_part(const TpcItem *item)
+{
+	TpcDecisionRow row;
+
+	if (!tpc_decision_lookup(&item->id.gtid, &row))
+		return true;			/* forgotten since: it has acknowledged */
+	for (int i = 0; i < row.nparticipants; i++)
+	{
+		if (strcmp(row.participants[i], item->peer) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Somebody has a prepared branch and asks what became of G. */
+static void
+answer(const TpcItem *item)
+{
+	TpcMessage	msg;
+	TpcOutcome	outcome;
+
+	TPC_FAILPOINT("I2.before");
+	tpc_worker_begin();
+	outcome = tpc_decision_outcome(node, &item->id.gtid, false);
+	memset(&msg, 0, sizeof(msg));
+	msg.id = item->id;
+	switch (outcome)
+	{
+		case TPC_OUTCOME_PENDING:
+			break;
+		case TPC_OUTCOME_COMMITTED:
+
+			/*
+			 * One that is not in the record voted read-only, and was done;
+			 * what it has now comes from a repeated prepare.
+			 */
+			msg.type = takes_part(item) ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK;
+			tpc_resolve_send(node, &msg, item->peer, true, NULL);
+			break;
+		case TPC_OUTCOME_ABORTED:
+			msg.type = TPC_MSG_ROLLBACK;
+			tpc_resolve_send(node, &msg, item->peer, true, NULL);
+			break;
+		case TPC_OUTCOME_UNKNOWN:
+			msg.type = TPC_MSG_UNKNOWN;
+			msg.error.message = "the coordinator has been restored or has failed over since the transaction ran";
+			tpc_incident_report(&item->id, "unknown", item->peer,
+								"It ran before this database was restored or failed over, and there is no record of it.");
+			tpc_resolve_send(node, &msg, item->peer, true, NULL);
+			break;
+	}
+	tpc_worker_end();
+}
+
+/* One item; false if it has to be looked at again.  Never raises. */
+static bool
+handle_item(const TpcItem *item)
+{
+	volatile bool done = true;
+	MemoryContext old = MemoryContextSwitchTo(item_context);
+
+	PG_TRY();
+	{
+		switch (item->type)
+		{
+			case TPC_MSG_COMMIT:
+			case TPC_MSG_ROLLBACK:
+				done = decide(item);
+				break;
+			case TPC_MSG_UNKNOWN:
+				note_unknown(item);
+				break;
+			case TPC_MSG_INQUIRY:
+				answer(item);
+				break;
+			default:
+				break;
+		}
+	}
+	PG_CATCH();
+	{
+		/* One bad transaction must not stop the rest. */
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		RESUME_INTERRUPTS();
+		done = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(item_context);
+	return done;
+}
+
+static void
+retry_later(const TpcItem *item)
+{
+	MemoryContext old = MemoryContextSwitchTo(retry_context);
+	Retry	   *retry = palloc(sizeof(Retry));
+	Size		size = offsetof(TpcItem, body) + item->len;
+
+	retry->item = palloc(size);
+	memcpy(retry->item, item, size);
+	retry->first = GetCurrentTimestamp();
+	retry->delay_ms = RETRY_MIN_MS;
+	retry->due = TimestampTzPlusMilliseconds(retry->first, retry->delay_ms);
+	retries = lappend(retries, retry);
+	MemoryContextSwitchTo(old);
+}
+
+/* Look again at what was not ready; returns ms until the next is due, or -1. */
+static long
+serve_retries(void)
+{
+	ListCell   *lc;
+	long		next = -1;
+
+	foreach(lc, retries)
+	{
+		Retry	   *retry = lfirst(lc);
+		TimestampTz now = GetCurrentTimestamp();
+		long		left;
+
+		if (now >= retry->due)
+		{
+			bool		give_up;
+
+			give_up = TimestampDifferenceExceeds(retry->first, now,
+												 RETRY_GIVE_UP_MS);
+			if (handle_item(retry->item) || give_up)
+			{
+				if (give_up)
+					acknowledge_delivery(retry->item);
+				pfree(retry->item);
+				pfree(retry);
+				retries = foreach_delete_current(retries, lc);
+				continue;
+			}
+			retry->delay_ms = Min(retry->delay_ms * 2, RETRY_MAX_MS);
+			retry->due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 retry->delay_ms);
+		}
+		left = Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+													  retry->due));
+		next = next < 0 ? left : Min(next, left);
+	}
+	return next;
+}
+
+/* Everything in the queue of decisions and inquiries. */
+static void
+serve_decisions(void)
+{
+	dsa_pointer p;
+
+	while (DsaPointerIsValid(p = tpc_queue_pop(node, &node->decisions)))
+	{
+		TpcItem    *item = dsa_get_address(tpc_area(), p);
+
+		/* Ours now: nobody else knows of it. */
+		if (!handle_item(item))
+			retry_later(item);
+		dsa_free(tpc_area(), p);
+		if (tpc_worker_should_exit(node))
+			proc_exit(0);
+	}
+}
+
+void
+tpc_resolve_worker_main(Datum arg)
+{
+	int			number;
+
+	node = tpc_worker_attach(arg, &number);
+	lead = number == 0;
+	tpc_worker_connect(node, false);
+	item_context = AllocSetContextCreate(TopMemoryContext, "tpc_amqp item",
+										 ALLOCSET_DEFAULT_SIZES);
+	retry_context = AllocSetContextCreate(TopMemoryContext, "tpc_amqp retries",
+										  ALLOCSET_DEFAULT_SIZES);
+	if (lead)
+		tpc_housekeeper_init(node);
+
+	for (;;)
+	{
+		long		timeout = 10000;
+		long		next;
+
+		ResetLatch(MyLatch);
+		if (tpc_worker_should_exit(node))
+			proc_exit(0);
+		CHECK_FOR_INTERRUPTS();
+
+		serve_decisions();
+		next = serve_retries();
+		if (next >= 0)
+			timeout = Min(timeout, next);
+		if (lead)
+			timeout = Min(timeout, tpc_housekeeper_turn());
+		pgstat_report_stat(false);
+		pgstat_report_activity(STATE_IDLE, NULL);
+
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout,
+						 tpc_wait_event(&wait_event_main,
+										"TpcAmqpResolveWorker"));
+	}
+}

@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * resolve_worker.h
+ *	  Sending from the resolve workers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_RESOLVE_WORKER_H
+#define TPC_RESOLVE_WORKER_H
+
+#include "shmem.h"
+
+extern void tpc_resolve_send(TpcNode *to_node, TpcMessage *msg,
+							 const char *to, bool resent,
+							 const TpcItem *answered);
+
+#endif							/* TPC_RESOLVE_WORKER_H */

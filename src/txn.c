@@ -1,0 +1,827 @@
+/*-------------------------------------------------------------------------
+ *
+ * txn.c
+ *	  The coordinator's side of a transaction, in its own backend.
+ *
+ * Calls named inside the transaction are remembered here.  At COMMIT the work
+ * is handed to the messenger (C1), the votes are awaited (C2) and the decision
+ * row is written (C3), all while an error still rolls everything back.  What comes
+ * after the commit record (C4) only sets fields of an entry claimed before
+ * and a latch (C5), and then may wait for the acknowledgements (C6) within a
+ * bound, with nothing left that could raise.
+ *
+ * That last wait stands where the server releases resources, after the
+ * transaction's locks: nobody else waits for our participants.  The server
+ * calls us there with interrupts held, so it watches for cancel, terminate
+ * and the postmaster's death itself, as SyncRepWaitForLSN() does.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#include "compat.h"
+#include "decision.h"
+#include "failpoint.h"
+#include "message.h"
+#include "node.h"
+#include "report.h"
+#include "settings.h"
+#include "shmem.h"
+#include "txn.h"
+
+typedef struct PendingCall
+{
+	char	   *node;
+	char	   *handler;
+	char	   *arg;			/* JSON text, UTF-8 */
+	size_t		arg_len;
+	SubTransactionId subid;		/* where it was named */
+} PendingCall;
+
+/*
+ * The transaction of this backend.  Owned by this file; txn is NULL outside
+ * of a global transaction.  calls lives in TopTransactionContext.
+ */
+static struct
+{
+	TpcNode    *node;
+	TpcTxn	   *txn;
+	TpcGlobalId id;
+	List	   *calls;
+	bool		handed;			/* the messenger knows of it */
+	bool		wait_applied;	/* after the commit, wait */
+	int			apply_timeout;	/* as it was at C1 */
+} current;
+
+bool		tpc_xact_pending = false;
+
+/* Names in the warning of C6, built without allocating. */
+static char missing_names[1024];
+
+static uint32 wait_event_vote = 0;
+static uint32 wait_event_applied = 0;
+static uint32 wait_event_connect = 0;
+
+static void
+current_reset(void)
+{
+	memset(&current, 0, sizeof(current));
+	tpc_xact_pending = false;
+}
+
+/*
+ * txn_claim: make the current transaction a global one, if it is not yet.
+ *
+ * Draws its number and makes its entry in one go under txns, which is what
+ * the floor rests on (tpc_decision_floor).
+ */
+static void
+txn_claim(void)
+{
+	TpcNode    *node;
+	TpcTxn	   *txn;
+	TpcTxnKey	key;
+	bool		found;
+
+	if (current.txn != NULL)
+		return;
+
+	node = tpc_node_ready();
+
+	/* What the callbacks will need, while raising is allowed. */
+	(void) tpc_area();
+	(void) tpc_wait_event(&wait_event_vote, "TpcAmqpVotes");
+	(void) tpc_wait_event(&wait_event_applied, "TpcAmqpApplied");
+	(void) tpc_wait_event(&wait_event_connect, "TpcAmqpConnection");
+
+	memset(&key, 0, sizeof(key));
+	key.dbid = MyDatabaseId;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	key.gtid.incarnation = pg_atomic_read_u64(&node->incarnation);
+	key.gtid.sequence = pg_atomic_add_fetch_u64(&node->sequence, 1);
+	txn = hash_search(tpc_txns, &key, HASH_ENTER_NULL, &found);
+	if (txn != NULL)
+	{
+		memset((char *) txn + sizeof(TpcTxnKey), 0,
+			   sizeof(TpcTxn) - sizeof(TpcTxnKey));
+		txn->state = TPC_TXN_ACTIVE;
+		txn->pid = MyProcPid;
+		txn->started = GetCurrentTransactionStartTimestamp();
+	}
+	LWLockRelease(&tpc_shared->txns);
+
+	if (txn == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many global transactions"),
+				 errdetail("All %d places are taken.", tpc_max_transactions),
+				 errhint("Increase \"tpc_amqp.max_transactions\", or look for stuck ones in view tpc_amqp.transactions.")));
+
+	current.node = node;
+	current.txn = txn;
+	strlcpy(current.id.coordinator, node->name,
+			sizeof(current.id.coordinator));
+	current.id.gtid = key.gtid;
+	current.calls = NIL;
+	current.handed = false;
+	tpc_xact_pending = true;
+}
+
+/*
+ * tpc_call(node text, handler text, arg jsonb) returns void
+ *
+ * Remember work for another node.  Nothing is sent before COMMIT, and nothing
+ * at all if the (sub)transaction rolls back.
+ */
+PG_FUNCTION_INFO_V1(tpc_call);
+Datum
+tpc_call(PG_FUNCTION_ARGS)
+{
+	char	   *node = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char	   *handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	Jsonb	   *arg = PG_GETARG_JSONB_P(2);
+	char	   *text;
+	char	   *utf8;
+	MemoryContext old;
+	PendingCall *call;
+	Size		total = 0;
+	ListCell   *lc;
+
+	tpc_shmem_require();
+	PreventCommandIfReadOnly("tpc_amqp.call()");
+	PreventCommandDuringRecovery("tpc_amqp.call()");
+
+	if (!tpc_node_name_valid(node, strlen(node)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid node name \"%s\"", node),
+				 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
+						   TPC_NODE_MAXLEN)));
+	if (handler[0] == '\0' || strlen(handler) > TPC_HANDLER_MAXLEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid handler name \"%s\"", handler),
+				 errdetail("A handler name has 1 to %d bytes.",
+						   TPC_HANDLER_MAXLEN)));
+
+	text = JsonbToCString(NULL, &arg->root, VARSIZE(arg));
+
+	txn_claim();
+
+	/* All of one node travels in one message; check where the user sees it. */
+	foreach(lc, current.calls)
+	{
+		PendingCall *other = lfirst(lc);
+
+		if (strcmp(other->node, node) == 0)
+			total += other->arg_len + strlen(other->handler) + 32;
+	}
+	utf8 = pg_server_to_any(text, strlen(text), PG_UTF8);
+	total += strlen(utf8) + strlen(handler) + 64;
+	if (total > (Size) tpc_max_payload * 1024)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("calls to node \"%s\" are too large for one message",
+						node),
+				 errdetail("They take %zu bytes; the limit is %d kB.",
+						   total, tpc_max_payload),
+				 errhint("Increase \"tpc_amqp.max_payload\" on both nodes, or pass less data.")));
+	if (list_length(current.calls) >= TPC_MAX_CALLS)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("too many calls in one transaction"),
+				 errdetail("The limit is %d.", TPC_MAX_CALLS)));
+
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	call = palloc(sizeof(PendingCall));
+	call->node = pstrdup(node);
+	call->handler = pg_server_to_any(handler, strlen(handler), PG_UTF8);
+	if (call->handler == handler)
+		call->handler = pstrdup(handler);
+	call->arg_len = strlen(utf8);
+	call->arg = pnstrdup(utf8, call->arg_len);
+	call->subid = GetCurrentSubTransactionId();
+	current.calls = lappend(current.calls, call);
+	MemoryContextSwitchTo(old);
+
+	PG_RETURN_VOID();
+}
+
+/* tpc_txn_has_calls: whether the current transaction has named work. */
+bool
+tpc_txn_has_calls(void)
+{
+	return current.calls != NIL;
+}
+
+/*
+ * tpc_gtid() returns text
+ *
+ * The current global transaction's id, NULL if it is none (yet).
+ */
+PG_FUNCTION_INFO_V1(tpc_gtid);
+Datum
+tpc_gtid(PG_FUNCTION_ARGS)
+{
+	char		text[TPC_GTID_TEXT_SIZE];
+
+	if (current.txn == NULL)
+		PG_RETURN_NULL();
+	tpc_gtid_to_text(&current.id, text);
+	PG_RETURN_TEXT_P(cstring_to_text(text));
+}
+
+/*
+ * wait_for_link: before C1, wait while the messenger is (re)connecting; raise
+ * if it cannot, or if the broker takes nothing.
+ */
+static void
+wait_for_link(TimestampTz deadline)
+{
+	TpcNode    *node = current.node;
+
+	for (;;)
+	{
+		TpcNodeState state;
+		TpcLinkState link;
+		bool		blocked;
+		int			sqlstate;
+		char		last_error[sizeof(node->last_error)];
+		long		left;
+
+		LWLockAcquire(&tpc_shared->control, LW_SHARED);
+		state = node->dbid == MyDatabaseId ? node->state : TPC_NODE_FREE;
+		link = node->link;
+		blocked = node->blocked;
+		sqlstate = node->last_sqlstate;
+		strlcpy(last_error, node->last_error, sizeof(last_error));
+		LWLockRelease(&tpc_shared->control);
+
+		if (state != TPC_NODE_ATTACHED)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("this database has been detached")));
+		if (link == TPC_LINK_UP && !blocked)
+			return;
+		if (link == TPC_LINK_UP && blocked)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+					 errmsg("the broker does not accept messages at present"),
+					 errdetail("The broker says: %s", last_error)));
+
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		if (link == TPC_LINK_DOWN || left <= 0)
+			ereport(ERROR,
+					(errcode(sqlstate != 0 ? sqlstate :
+							 ERRCODE_CONNECTION_FAILURE),
+					 errmsg("node \"%s\" is not connected to the broker",
+							node->name),
+					 last_error[0] != '\0' ?
+					 errdetail("Last error: %s", last_error) : 0,
+					 errhint("View tpc_amqp.node shows the state of the connection.")));
+
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, 10),
+						 tpc_wait_event(&wait_event_connect,
+										"TpcAmqpConnection"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* The distinct nodes of the calls, in the order they were first named. */
+static int
+participant_names(char ***names)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	*names = palloc(sizeof(char *) * list_length(current.calls));
+	foreach(lc, current.calls)
+	{
+		PendingCall *call = lfirst(lc);
+		bool		known = false;
+
+		for (int i = 0; i < n; i++)
+			known = known || strcmp((*names)[i], call->node) == 0;
+		if (!known)
+			(*names)[n++] = call->node;
+	}
+	return n;
+}
+
+/*
+ * hand_over: step C1.  Put the prepares into shared memory and have the
+ * messenger publish them.  From here on an abort tells the participants.
+ */
+static void
+hand_over(char **names, int n)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *parts;
+	dsa_pointer array;
+	Size		size = mul_size(sizeof(TpcParticipant), n);
+
+	array = tpc_area_alloc(size);
+	parts = dsa_get_address(tpc_area(), array);
+	memset(parts, 0, size);
+	for (int i = 0; i < n; i++)
+	{
+		strlcpy(parts[i].node, names[i], sizeof(parts[i].node));
+		parts[i].body = InvalidDsaPointer;
+		parts[i].reason = InvalidDsaPointer;
+	}
+
+	/* From now on the messenger frees it, whatever happens. */
+	current.handed = true;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->participants = array;
+	txn->nparticipants = n;
+	LWLockRelease(&tpc_shared->txns);
+
+	for (int i = 0; i < n; i++)
+	{
+		StringInfoData body;
+		ListCell   *lc;
+		dsa_pointer p;
+
+		initStringInfo(&body);
+		tpc_message_begin_calls(&body);
+		foreach(lc, current.calls)
+		{
+			PendingCall *call = lfirst(lc);
+
+			if (strcmp(call->node, names[i]) == 0)
+				tpc_message_add_call(&body, call->handler, call->arg,
+									 call->arg_len);
+		}
+		tpc_message_end_calls(&body);
+
+		p = tpc_area_alloc(body.len);
+		memcpy(dsa_get_address(tpc_area(), p), body.data, body.len);
+		parts[i].body = p;
+		parts[i].body_len = body.len;
+		pfree(body.data);
+	}
+
+	TPC_FAILPOINT("C1.before");
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->state = TPC_TXN_PREPARING;
+	txn->timeout_ms = tpc_prepare_timeout;
+	txn->prepare_at = GetCurrentTimestamp();
+	txn->waiter = MyLatch;
+	tpc_txn_queue(current.node, txn);
+	LWLockRelease(&tpc_shared->txns);
+	tpc_wake_messenger(current.node);
+	TPC_FAILPOINT("C1.after");
+}
+
+/* Raise for the first participant that refused. */
+static void
+raise_refusal(void)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	char		node[TPC_NODE_SIZE] = "";
+	bool		returned = false;
+	char	   *reason = NULL;
+	uint32		reason_len = 0;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+
+	/* Room for the largest reason there can be, before taking the lock. */
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		if (parts[i].vote == TPC_PART_NO || parts[i].vote == TPC_PART_RETURNED)
+		{
+			strlcpy(node, parts[i].node, sizeof(node));
+			returned = parts[i].vote == TPC_PART_RETURNED;
+			reason_len = parts[i].reason_len;
+			if (DsaPointerIsValid(parts[i].reason))
+				reason = dsa_get_address(tpc_area(), parts[i].reason);
+			break;
+		}
+	}
+	LWLockRelease(&tpc_shared->txns);
+
+	/* Only the messenger frees the reason, after our abort. */
+	tpc_gtid_to_text(&current.id, gtid);
+	if (returned)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("node \"%s\" is not known to the broker", node),
+				 errdetail("Transaction %s has been rolled back on all nodes.",
+						   gtid),
+				 errhint("A node is known once it has been attached with tpc_amqp.attach().")));
+	tpc_report_remote_error(node, gtid, reason, reason_len);
+}
+
+/* The nodes whose vote is missing, for an error message. */
+static char *
+missing_votes(void)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		if (parts[i].vote == TPC_PART_WAITING)
+			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
+							 parts[i].node);
+	}
+	return names.data;
+}
+
+/*
+ * wait_for_votes: step C2.  Returns once all have voted yes or read-only;
+ * raises for a no, at the deadline, and when interrupted.
+ */
+static void
+wait_for_votes(TimestampTz deadline)
+{
+	TpcTxn	   *txn = current.txn;
+
+	TPC_FAILPOINT("C2.before");
+	for (;;)
+	{
+		long		left;
+		int			nvotes;
+		int			nrefused;
+
+		ResetLatch(MyLatch);
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		nvotes = txn->nvotes;
+		nrefused = txn->nrefused;
+		LWLockRelease(&tpc_shared->txns);
+
+		if (nrefused > 0)
+			raise_refusal();
+		if (nvotes == txn->nparticipants)
+			break;
+
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		if (left <= 0)
+		{
+			char		gtid[TPC_GTID_TEXT_SIZE];
+
+			tpc_node_count(current.node, TPC_STAT_TIMEOUTS, 1);
+			tpc_gtid_to_text(&current.id, gtid);
+			ereport(ERROR,
+					(errcode(ERRCODE_TRANSACTION_ROLLBACK),
+					 errmsg("no vote from node %s within %d ms",
+							missing_votes(), txn->timeout_ms),
+					 errdetail("Transaction %s has been rolled back on all nodes.",
+							   gtid),
+					 errhint("The transaction can be retried. If this persists, check that the node is running and connected, or increase \"tpc_amqp.prepare_timeout\".")));
+		}
+		if (current.node->state != TPC_NODE_ATTACHED)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("this database has been detached")));
+
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, 1000),
+						 tpc_wait_event(&wait_event_vote, "TpcAmqpVotes"));
+		CHECK_FOR_INTERRUPTS();
+	}
+	tpc_node_count(current.node, TPC_STAT_PREPARE_WAIT_US,
+				   GetCurrentTimestamp() - txn->prepare_at);
+	TPC_FAILPOINT("C2.after");
+}
+
+/* Fill names with the participants that have a second phase. */
+static int
+yes_voters(char **names)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	int			n = 0;
+
+	/* Votes are final once all are in, so no lock. */
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		if (parts[i].vote == TPC_PART_YES)
+			names[n++] = parts[i].node;
+	}
+	return n;
+}
+
+/*
+ * pre_commit: steps C1 to C3.  An error here rolls back everywhere.
+ */
+static void
+pre_commit(void)
+{
+	char	  **names;
+	int			n;
+	TimestampTz deadline;
+
+	if (current.txn == NULL || current.calls == NIL)
+		return;
+
+	/* The decision is the commit record: it must be on disk before C5. */
+	ForceSyncCommit();
+
+	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										   tpc_prepare_timeout);
+	n = participant_names(&names);
+	wait_for_link(deadline);
+	hand_over(names, n);
+
+	wait_for_votes(deadline);
+
+	/* Those that voted read-only are finished, and no part of the record. */
+	n = yes_voters(names);
+	TPC_FAILPOINT("C3.before");
+	tpc_decision_insert(&current.id.gtid, names, n);
+	TPC_FAILPOINT("C3.after");
+
+	current.wait_applied = tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED &&
+		tpc_apply_timeout > 0;
+	current.apply_timeout = tpc_apply_timeout;
+	TPC_FAILPOINT("C4.before");
+}
+
+/*
+ * at_commit: steps C4 (just done by the server) and C5.  Must not raise.
+ */
+static void
+at_commit(void)
+{
+	TpcTxn	   *txn = current.txn;
+
+	if (txn == NULL)
+		return;
+
+	if (!current.handed)
+	{
+		/* It named nothing, or only in savepoints that rolled back. */
+		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+		tpc_txn_remove(txn);
+		LWLockRelease(&tpc_shared->txns);
+		current.txn = NULL;
+		return;
+	}
+
+	TPC_FAILPOINT("C5.before");
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->state = TPC_TXN_COMMITTED;
+	txn->decided_at = GetCurrentTimestamp();
+	txn->waiter = current.wait_applied ? MyLatch : NULL;
+	tpc_txn_queue(current.node, txn);
+	LWLockRelease(&tpc_shared->txns);
+	tpc_wake_messenger(current.node);
+	tpc_node_count(current.node, TPC_STAT_COMMITS, 1);
+	TPC_FAILPOINT("C5.after");
+}
+
+/* at_abort: tell the messenger, who tells the participants.  Never raises. */
+static void
+at_abort(void)
+{
+	TpcTxn	   *txn = current.txn;
+
+	if (txn == NULL)
+		return;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	if (current.handed)
+	{
+		txn->state = TPC_TXN_ABORTED;
+		txn->waiter = NULL;
+		tpc_txn_queue(current.node, txn);
+	}
+	else
+		tpc_txn_remove(txn);
+	LWLockRelease(&tpc_shared->txns);
+	if (current.handed)
+		tpc_wake_messenger(current.node);
+}
+
+/* Who has yet to apply it, into missing_names.  Allocates nothing. */
+static void
+collect_missing(void)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	size_t		len = 0;
+
+	missing_names[0] = '\0';
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		if (parts[i].vote == TPC_PART_YES && !parts[i].acked &&
+			len + TPC_NODE_SIZE + 4 < sizeof(missing_names))
+			len += snprintf(missing_names + len, sizeof(missing_names) - len,
+							"%s\"%s\"", len > 0 ? ", " : "", parts[i].node);
+	}
+	LWLockRelease(&tpc_shared->txns);
+}
+
+/*
+ * wait_applied: step C6.  Wait until all have acknowledged, for at most
+ * apply_timeout.  Interrupts are held; must not raise.
+ */
+static void
+wait_applied(void)
+{
+	TpcTxn	   *txn = current.txn;
+	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz end = TimestampTzPlusMilliseconds(start,
+												  current.apply_timeout);
+
+	TPC_FAILPOINT("C6.before");
+	for (;;)
+	{
+		bool		done;
+		long		left;
+		int			rc;
+
+		ResetLatch(MyLatch);
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		done = txn->done;
+		LWLockRelease(&tpc_shared->txns);
+		if (done)
+			break;
+
+		if (ProcDiePending)
+		{
+			collect_missing();
+			ereport(WARNING,
+					(errcode(ERRCODE_ADMIN_SHUTDOWN),
+					 errmsg("canceling the wait for participants and terminating connection due to administrator command"),
+					 errdetail("The transaction has already committed on all nodes, but %s might not have applied it yet.",
+							   missing_names)));
+			whereToSendOutput = DestNone;
+			break;
+		}
+		if (QueryCancelPending)
+		{
+			QueryCancelPending = false;
+			collect_missing();
+			ereport(WARNING,
+					(errmsg("canceling wait for participants due to user request"),
+					 errdetail("The transaction has already committed on all nodes, but %s might not have applied it yet.",
+							   missing_names)));
+			break;
+		}
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		if (left <= 0)
+		{
+			collect_missing();
+			ereport(WARNING,
+					(errmsg("node %s has not applied the transaction within %d ms",
+							missing_names, current.apply_timeout),
+					 errdetail("The transaction has already committed; it will be applied there once the node can be reached.")));
+			break;
+		}
+		rc = WaitLatch(MyLatch,
+					   WL_LATCH_SET | WL_TIMEOUT | WL_POSTMASTER_DEATH,
+					   Min(left, 1000), wait_event_applied);
+		if (rc & WL_POSTMASTER_DEATH)
+		{
+			ProcDiePending = true;
+			whereToSendOutput = DestNone;
+			break;
+		}
+	}
+
+	tpc_node_count(current.node, TPC_STAT_APPLY_WAIT_US,
+				   GetCurrentTimestamp() - start);
+
+	/* Let go of the entry; the messenger frees it when all is done. */
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->waiter = NULL;
+	tpc_txn_queue(current.node, txn);
+	LWLockRelease(&tpc_shared->txns);
+	TPC_FAILPOINT("C6.after");
+}
+
+/* The one transaction callback. */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (!tpc_xact_pending)
+		return;
+
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			pre_commit();
+			break;
+
+		case XACT_EVENT_COMMIT:
+			at_commit();
+			tpc_node_at_eoxact(true);
+			if (current.txn == NULL || !current.wait_applied)
+				current_reset();
+			break;
+
+		case XACT_EVENT_ABORT:
+			at_abort();
+			tpc_node_at_eoxact(false);
+			current_reset();
+			break;
+
+		case XACT_EVENT_PRE_PREPARE:
+			if (current.calls != NIL)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has called other nodes")));
+			if (tpc_node_xact_pending())
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
+			break;
+
+		case XACT_EVENT_PREPARE:
+			at_commit();
+			current_reset();
+			break;
+
+		default:
+			break;
+	}
+}
+
+/*
+ * The wait of C6: called for each phase of releasing the transaction's
+ * resources, of which the last comes after its locks.
+ */
+static void
+resource_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
+				  void *arg)
+{
+	if (!tpc_xact_pending || phase != RESOURCE_RELEASE_AFTER_LOCKS ||
+		!isTopLevel || !isCommit)
+		return;
+	if (current.txn != NULL && current.wait_applied)
+		wait_applied();
+	current_reset();
+}
+
+/* The one subtransaction callback. */
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mySubid,
+				 SubTransactionId parentSubid, void *arg)
+{
+	ListCell   *lc;
+
+	if (!tpc_xact_pending)
+		return;
+
+	switch (event)
+	{
+		case SUBXACT_EVENT_COMMIT_SUB:
+			foreach(lc, current.calls)
+			{
+				PendingCall *call = lfirst(lc);
+
+				if (call->subid == mySubid)
+					call->subid = parentSubid;
+			}
+			tpc_node_at_subxact(true, mySubid, parentSubid);
+			break;
+
+		case SUBXACT_EVENT_ABORT_SUB:
+			foreach(lc, current.calls)
+			{
+				PendingCall *call = lfirst(lc);
+
+				if (call->subid == mySubid)
+					current.calls = foreach_delete_current(current.calls, lc);
+			}
+			tpc_node_at_subxact(false, mySubid, parentSubid);
+			break;
+
+		default:
+			break;
+	}
+}
+
+/* tpc_txn_install: register the callbacks, once per process. */
+void
+tpc_txn_install(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+	RegisterResourceReleaseCallback(resource_callback, NULL);
+}

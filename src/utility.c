@@ -1,0 +1,168 @@
+/*-------------------------------------------------------------------------
+ *
+ * utility.c
+ *	  Commands that need the workers out of the way.
+ *
+ * DROP DATABASE and its like demand that nobody is connected, and DROP
+ * EXTENSION needs locks on tables the workers use; so the workers are asked
+ * to leave first, and come back if the command fails.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/snapmgr.h"
+
+#include "branch.h"
+#include "compat.h"
+#include "node.h"
+#include "shmem.h"
+#include "utility.h"
+
+static ProcessUtility_hook_type prev_process_utility = NULL;
+
+/*
+ * affected_database: the database the command needs to itself, or NULL.
+ */
+static const char *
+affected_database(Node *parsetree, const char **action)
+{
+	switch (nodeTag(parsetree))
+	{
+		case T_DropdbStmt:
+			*action = "drop the database";
+			return ((DropdbStmt *) parsetree)->dbname;
+
+		case T_RenameStmt:
+			if (((RenameStmt *) parsetree)->renameType != OBJECT_DATABASE)
+				return NULL;
+			*action = "rename the database";
+			return ((RenameStmt *) parsetree)->subname;
+
+		case T_AlterDatabaseStmt:
+			{
+				ListCell   *lc;
+
+				foreach(lc, ((AlterDatabaseStmt *) parsetree)->options)
+				{
+					DefElem    *option = lfirst_node(DefElem, lc);
+
+					if (strcmp(option->defname, "tablespace") == 0)
+					{
+						*action = "move the database";
+						return ((AlterDatabaseStmt *) parsetree)->dbname;
+					}
+				}
+				return NULL;
+			}
+
+		case T_CreatedbStmt:
+			{
+				ListCell   *lc;
+
+				foreach(lc, ((CreatedbStmt *) parsetree)->options)
+				{
+					DefElem    *option = lfirst_node(DefElem, lc);
+
+					if (strcmp(option->defname, "template") == 0 &&
+						option->arg != NULL)
+					{
+						*action = "copy the database";
+						return defGetString(option);
+					}
+				}
+				return NULL;
+			}
+
+		default:
+			return NULL;
+	}
+}
+
+/* Whether the command drops our extension in this database. */
+static bool
+drops_extension(Node *parsetree)
+{
+	DropStmt   *stmt = (DropStmt *) parsetree;
+	ListCell   *lc;
+
+	if (!IsA(parsetree, DropStmt) || stmt->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(lc, stmt->objects)
+	{
+		if (strcmp(strVal(lfirst(lc)), "tpc_amqp") == 0)
+			return OidIsValid(get_extension_oid("tpc_amqp", true));
+	}
+	return false;
+}
+
+/*
+ * before_drop_extension: refuse while branches are in doubt, for nothing
+ * could finish them then; else end being a node.
+ */
+static void
+before_drop_extension(void)
+{
+	TpcLocalNode local;
+	int			in_doubt;
+
+	/* what prepared branches hold locks on, the command would wait for */
+	if (!tpc_local_node_read(&local))
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	in_doubt = list_length(tpc_branch_prepared(local.name));
+	PopActiveSnapshot();
+	if (in_doubt > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drop extension tpc_amqp: %d branches are in doubt",
+						in_doubt),
+				 errhint("View tpc_amqp.branches lists them.")));
+	tpc_node_detach_on_commit();
+	tpc_node_stop_workers(MyDatabaseId, "drop extension tpc_amqp");
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString,
+				bool readOnlyTree, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *queryEnv,
+				DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *parsetree = pstmt->utilityStmt;
+	const char *action = NULL;
+	const char *dbname = affected_database(parsetree, &action);
+
+	/* Workers stopped here come back when the transaction ends. */
+	if (dbname != NULL)
+	{
+		Oid			dbid = get_database_oid(dbname, true);
+
+		/* Who may not do it shall not get to stop the workers either. */
+		if (OidIsValid(dbid) &&
+			tpc_database_ownercheck(dbid, GetUserId()))
+			tpc_node_stop_workers(dbid, action);
+	}
+	else if (drops_extension(parsetree) && superuser())
+		before_drop_extension();
+
+	if (prev_process_utility)
+		prev_process_utility(pstmt, queryString, readOnlyTree, context,
+							 params, queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+								params, queryEnv, dest, qc);
+}
+
+void
+tpc_utility_install(void)
+{
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

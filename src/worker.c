@@ -1,0 +1,242 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  What the background processes have in common.
+ *
+ * A worker belongs to a place in its node's part of shared memory, which says
+ * whether it runs.  The launcher starts what is missing; a worker that finds
+ * its place taken, or its node stopping, leaves.  Workers are never restarted
+ * by the postmaster: the launcher knows whether they are still wanted.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+
+#include "settings.h"
+#include "worker.h"
+
+static const char *const role_names[] = {
+	[TPC_ROLE_MESSENGER] = "messenger",
+	[TPC_ROLE_PREPARE] = "prepare worker",
+	[TPC_ROLE_RESOLVE] = "resolve worker",
+};
+
+static const char *const role_functions[] = {
+	[TPC_ROLE_MESSENGER] = "tpc_messenger_main",
+	[TPC_ROLE_PREPARE] = "tpc_prepare_worker_main",
+	[TPC_ROLE_RESOLVE] = "tpc_resolve_worker_main",
+};
+
+/* bgw_main_arg: node, role and number in one int. */
+#define ARG_MAKE(node, role, number) \
+	(((node) << 16) | ((int) (role) << 12) | (number))
+#define ARG_NODE(arg)	((arg) >> 16)
+#define ARG_ROLE(arg)	((TpcRole) (((arg) >> 12) & 0xF))
+#define ARG_NUMBER(arg) ((arg) & 0xFFF)
+
+TpcWorker *
+tpc_worker_slot(TpcNode *node, TpcRole role, int number)
+{
+	switch (role)
+	{
+		case TPC_ROLE_MESSENGER:
+			return &node->messenger;
+		case TPC_ROLE_PREPARE:
+			return &node->prepare[number];
+		case TPC_ROLE_RESOLVE:
+			return &node->resolve[number];
+	}
+	return NULL;
+}
+
+static void
+worker_detach(int code, Datum arg)
+{
+	TpcWorker  *slot = (TpcWorker *) DatumGetPointer(arg);
+
+	/* an error outside of a transaction may have left some held */
+	LWLockReleaseAll();
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	if (slot->pid == MyProcPid)
+	{
+		slot->pid = 0;
+		slot->latch = NULL;
+		slot->requested = false;
+	}
+	LWLockRelease(&tpc_shared->control);
+	tpc_wake_launcher();
+}
+
+/*
+ * tpc_worker_attach: take this process's place.  Does not return if the place
+ * is taken or the node is not wanted any more.
+ */
+TpcNode *
+tpc_worker_attach(Datum arg, int *number)
+{
+	int			packed = DatumGetInt32(arg);
+	TpcRole		role = ARG_ROLE(packed);
+	TpcNode    *node = &tpc_shared->nodes[ARG_NODE(packed)];
+	TpcWorker  *slot = tpc_worker_slot(node, role, ARG_NUMBER(packed));
+	bool		wanted;
+
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	wanted = slot->pid == 0 && node->paused_by == 0 &&
+		(node->state == TPC_NODE_ATTACHED ||
+		 (node->state == TPC_NODE_ATTACHING && role == TPC_ROLE_MESSENGER));
+	if (wanted)
+	{
+		slot->pid = MyProcPid;
+		slot->latch = MyLatch;
+		slot->requested = false;
+		slot->started = GetCurrentTimestamp();
+	}
+	LWLockRelease(&tpc_shared->control);
+	if (!wanted)
+		proc_exit(0);
+
+	before_shmem_exit(worker_detach, PointerGetDatum(slot));
+	if (number != NULL)
+		*number = ARG_NUMBER(packed);
+	return node;
+}
+
+/*
+ * tpc_worker_connect: connect to the node's database, with the settings that
+ * a database's own defaults must not change under us.  A handler finds the
+ * search_path that a session of its database would.
+ */
+void
+tpc_worker_connect(TpcNode *node, bool runs_handlers)
+{
+	BackgroundWorkerInitializeConnectionByOid(node->dbid, InvalidOid, 0);
+	SetConfigOption("default_transaction_read_only", "off",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_deferrable", "off",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_in_transaction_session_timeout", "0",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("session_replication_role", "origin",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	if (!runs_handlers)
+		SetConfigOption("search_path", "pg_catalog, pg_temp",
+						PGC_SUSET, PGC_S_OVERRIDE);
+	(void) tpc_area();
+}
+
+/*
+ * tpc_worker_start: ask the postmaster for a worker.  False if the server has
+ * no worker slot left.  The caller holds control.
+ */
+bool
+tpc_worker_start(TpcNode *node, TpcRole role, int number)
+{
+	BackgroundWorker worker;
+	TpcWorker  *slot = tpc_worker_slot(node, role, number);
+	int			index = node - tpc_shared->nodes;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_main_arg = Int32GetDatum(ARG_MAKE(index, role, number));
+	strlcpy(worker.bgw_library_name, "tpc_amqp", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, role_functions[role], BGW_MAXLEN);
+	if (role == TPC_ROLE_MESSENGER)
+		snprintf(worker.bgw_name, BGW_MAXLEN, "tpc_amqp %s messenger",
+				 node->name);
+	else
+		snprintf(worker.bgw_name, BGW_MAXLEN, "tpc_amqp %s %s %d",
+				 node->name, role_names[role], number + 1);
+	snprintf(worker.bgw_type, BGW_MAXLEN, "tpc_amqp %s", role_names[role]);
+
+	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+		return false;
+	slot->requested = true;
+	slot->started = GetCurrentTimestamp();
+	return true;
+}
+
+/*
+ * tpc_worker_stop_all: terminate what runs; returns how many still do.  The
+ * caller holds control.
+ */
+int
+tpc_worker_stop_all(TpcNode *node)
+{
+	int			n = 0;
+
+	for (int role = TPC_ROLE_MESSENGER; role <= TPC_ROLE_RESOLVE; role++)
+	{
+		int			count = role == TPC_ROLE_MESSENGER ? 1 :
+			role == TPC_ROLE_PREPARE ? TPC_MAX_PREPARE_WORKERS :
+			TPC_MAX_RESOLVE_WORKERS;
+
+		for (int i = 0; i < count; i++)
+		{
+			TpcWorker  *slot = tpc_worker_slot(node, role, i);
+
+			if (slot->pid != 0)
+			{
+				kill(slot->pid, SIGTERM);
+				n++;
+			}
+		}
+	}
+	return n;
+}
+
+/*
+ * tpc_worker_should_exit: in a worker's main loop, between two pieces of
+ * work: leave quietly, before CHECK_FOR_INTERRUPTS would say FATAL.
+ */
+bool
+tpc_worker_should_exit(TpcNode *node)
+{
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+	return ProcDiePending || node->paused_by != 0 ||
+		(node->state != TPC_NODE_ATTACHED &&
+		 node->state != TPC_NODE_ATTACHING);
+}
+
+/* tpc_worker_begin, tpc_worker_end: a transaction with a snapshot. */
+void
+tpc_worker_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+tpc_worker_end(void)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}

@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  What the background processes have in common.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_WORKER_H
+#define TPC_WORKER_H
+
+#include "postmaster/bgworker.h"
+
+#include "shmem.h"
+
+extern TpcNode *tpc_worker_attach(Datum arg, int *number);
+extern void tpc_worker_connect(TpcNode *node, bool runs_handlers);
+extern bool tpc_worker_start(TpcNode *node, TpcRole role, int number);
+extern TpcWorker *tpc_worker_slot(TpcNode *node, TpcRole role, int number);
+extern void tpc_worker_begin(void);
+extern void tpc_worker_end(void);
+extern int	tpc_worker_stop_all(TpcNode *node);
+extern bool tpc_worker_should_exit(TpcNode *node);
+
+extern PGDLLEXPORT void tpc_launcher_main(Datum arg);
+extern PGDLLEXPORT void tpc_messenger_main(Datum arg);
+extern PGDLLEXPORT void tpc_prepare_worker_main(Datum arg);
+extern PGDLLEXPORT void tpc_resolve_worker_main(Datum arg);
+extern void tpc_launcher_register(void);
+
+#endif							/* TPC_WORKER_H */
