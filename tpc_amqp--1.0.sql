@@ -44,12 +44,13 @@ CREATE TABLE tpc_amqp.branch (
 	CONSTRAINT branch_pkey PRIMARY KEY (coordinator, gtid)
 );
 
--- Per coordinator: all its transactions below are closed, and their rows in
--- branch may be gone.
+-- Per coordinator (and broker user, so that nobody else can speak for it): all
+-- its transactions below are closed, and their rows in branch may be gone.
 CREATE TABLE tpc_amqp.floor (
 	coordinator text COLLATE "C" NOT NULL,
+	sender text COLLATE "C" NOT NULL,
 	gtid uuid NOT NULL,
-	CONSTRAINT floor_pkey PRIMARY KEY (coordinator)
+	CONSTRAINT floor_pkey PRIMARY KEY (coordinator, sender)
 );
 
 CREATE TABLE tpc_amqp.handler (

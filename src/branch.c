@@ -42,7 +42,8 @@
 
 /* columns of floor */
 #define FLOOR_COORDINATOR	1
-#define FLOOR_GTID			2
+#define FLOOR_SENDER		2
+#define FLOOR_GTID			3
 
 /*
  * tpc_branch_gid: the GID of a message-driven branch.  GIDs are the cluster's,
@@ -147,7 +148,7 @@ tpc_branch_insert(const TpcGlobalId *id, const char *gid, const char *sender)
 
 /*
  * tpc_branch_below_floor: whether a snapshot taken now shows the transaction
- * as closed.
+ * as closed, by the word of the broker user that the message comes from.
  *
  * Asked after tpc_branch_insert it is decisive.  If the floor's transaction
  * committed before our look, we see it.  If it commits later, it did not see
@@ -155,19 +156,22 @@ tpc_branch_insert(const TpcGlobalId *id, const char *gid, const char *sender)
  * same branch was still there when we inserted, so that we failed on it.
  */
 bool
-tpc_branch_below_floor(const TpcGlobalId *id)
+tpc_branch_below_floor(const TpcGlobalId *id, const char *sender)
 {
 	Relation	rel = tpc_relation_open("floor", AccessShareLock);
-	ScanKeyData key;
+	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	bool		below = false;
 
-	ScanKeyEntryInitialize(&key, 0, FLOOR_COORDINATOR, BTEqualStrategyNumber,
-						   InvalidOid, C_COLLATION_OID, F_TEXTEQ,
-						   CStringGetTextDatum(id->coordinator));
+	ScanKeyEntryInitialize(&keys[0], 0, FLOOR_COORDINATOR,
+						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
+						   F_TEXTEQ, CStringGetTextDatum(id->coordinator));
+	ScanKeyEntryInitialize(&keys[1], 0, FLOOR_SENDER,
+						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
+						   F_TEXTEQ, CStringGetTextDatum(sender));
 	scan = systable_beginscan(rel, tpc_index_oid("floor_pkey"), true, NULL,
-							  1, &key);
+							  2, keys);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
@@ -185,32 +189,37 @@ tpc_branch_below_floor(const TpcGlobalId *id)
 }
 
 /*
- * tpc_branch_advance_floor: record a coordinator's floor and delete the rows
- * below it, in the current transaction.  False if it was there already.
+ * tpc_branch_advance_floor: record a coordinator's floor, as told by a broker
+ * user, and delete the rows below it that came from the same, in the current
+ * transaction.  False if it was there already.
  */
 bool
-tpc_branch_advance_floor(const char *coordinator, const TpcGtid *floor)
+tpc_branch_advance_floor(const char *coordinator, const char *sender,
+						 const TpcGtid *floor)
 {
-	Oid			types[2] = {TEXTOID, UUIDOID};
-	Datum		values[2];
+	Oid			types[3] = {TEXTOID, TEXTOID, UUIDOID};
+	Datum		values[3];
 	pg_uuid_t	uuid;
 	bool		advanced;
 
 	tpc_gtid_to_bytes(floor, uuid.data);
 	values[0] = CStringGetTextDatum(coordinator);
-	values[1] = UUIDPGetDatum(&uuid);
+	values[1] = CStringGetTextDatum(sender);
+	values[2] = UUIDPGetDatum(&uuid);
 
 	SPI_connect();
-	tpc_spi_execute("INSERT INTO tpc_amqp.floor AS f VALUES ($1, $2)"
-					" ON CONFLICT (coordinator) DO UPDATE SET gtid = excluded.gtid"
+	tpc_spi_execute("INSERT INTO tpc_amqp.floor AS f VALUES ($1, $2, $3)"
+					" ON CONFLICT (coordinator, sender)"
+					" DO UPDATE SET gtid = excluded.gtid"
 					" WHERE f.gtid OPERATOR(pg_catalog.<) excluded.gtid",
-					2, types, values, NULL, false, SPI_OK_INSERT);
+					3, types, values, NULL, false, SPI_OK_INSERT);
 	advanced = SPI_processed > 0;
 	if (advanced)
 		tpc_spi_execute("DELETE FROM tpc_amqp.branch"
 						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
-						" AND gtid OPERATOR(pg_catalog.<) $2",
-						2, types, values, NULL, false, SPI_OK_DELETE);
+						" AND gtid OPERATOR(pg_catalog.<) $3"
+						" AND sender OPERATOR(pg_catalog.=) $2",
+						3, types, values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	return advanced;
 }

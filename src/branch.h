@@ -38,8 +38,10 @@ extern bool tpc_branch_gid_parse(const char *gid, const char *node,
 extern void tpc_branch_probe(const TpcGlobalId *id, TpcBranchRow *row);
 extern void tpc_branch_insert(const TpcGlobalId *id, const char *gid,
 							  const char *sender);
-extern bool tpc_branch_below_floor(const TpcGlobalId *id);
+extern bool tpc_branch_below_floor(const TpcGlobalId *id,
+								   const char *sender);
 extern bool tpc_branch_advance_floor(const char *coordinator,
+									 const char *sender,
 									 const TpcGtid *floor);
 extern List *tpc_branch_prepared(const char *node);
 extern void tpc_incident_report(const TpcGlobalId *id, const char *kind,

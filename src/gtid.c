@@ -40,6 +40,8 @@ tpc_gtid_to_bytes(const TpcGtid *gtid, unsigned char bytes[16])
 		UINT64CONST(0x8000) | (gtid->incarnation & 0xFFF);
 	uint64		low = (UINT64CONST(2) << 62) | gtid->sequence;
 
+	Assert(gtid->incarnation >> TPC_INCARNATION_BITS == 0);
+	Assert(gtid->sequence >> TPC_SEQUENCE_BITS == 0);
 	for (int i = 0; i < 8; i++)
 	{
 		bytes[i] = (unsigned char) (high >> (56 - 8 * i));
@@ -134,7 +136,7 @@ tpc_gtid_to_text(const TpcGlobalId *id, char out[TPC_GTID_TEXT_SIZE])
 bool
 tpc_gtid_from_text(const char *text, size_t len, TpcGlobalId *id)
 {
-	const char *slash = memchr(text, '/', len);
+	const char *slash = len > 0 ? memchr(text, '/', len) : NULL;
 	size_t		node_len;
 
 	if (slash == NULL)

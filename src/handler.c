@@ -33,6 +33,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/prepare.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -46,6 +47,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/regproc.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -468,7 +470,9 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * What handlers set (SET, SET LOCAL) holds for further ones of the same role
  * and for the triggers they defer, and is taken back before another role's
  * handler runs: it might be a search_path made to mislead that one.  What is
- * left at the end of the transaction, the caller resets.
+ * left at the end of the transaction, the caller resets.  Prepared statements
+ * and cursors, which know no owner, go when the role changes, and those that
+ * outlive a transaction when the next one's first handler is about to run.
  */
 void
 tpc_handler_run(const char *name, const char *caller, const char *arg,
@@ -503,6 +507,8 @@ tpc_handler_run(const char *name, const char *caller, const char *arg,
 	}
 	if (*running_as != run_as)
 	{
+		DropAllPreparedStatements();
+		PortalHashTableDeleteAll();
 		settings_level = NewGUCNestLevel();
 		SetUserIdAndSecContext(run_as, SECURITY_LOCAL_USERID_CHANGE);
 		*running_as = run_as;

@@ -264,7 +264,7 @@ static void
 take_floor(const TpcItem *item)
 {
 	begin_lazily();
-	(void) tpc_branch_advance_floor(item->peer, &item->floor);
+	(void) tpc_branch_advance_floor(item->peer, item->user_id, &item->floor);
 	tpc_worker_end();
 }
 

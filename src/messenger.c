@@ -54,11 +54,19 @@
 /* Complaints about the broker are logged this often at most. */
 #define LOG_INTERVAL_MS			60000
 #define PREFETCH_DECISION		2000
+/* Coordinators whose floor is remembered. */
+#define MAX_FLOORS				10000
 
-/* The newest floor of a coordinator this messenger has seen. */
+/* The newest floor this messenger has seen, by who said it. */
+typedef struct FloorKey
+{
+	char		coordinator[TPC_NODE_SIZE]; /* zero-padded */
+	char		user_id[TPC_USER_MAXLEN + 1];
+} FloorKey;
+
 typedef struct FloorEntry
 {
-	char		coordinator[TPC_NODE_SIZE]; /* key */
+	FloorKey	key;
 	TpcGtid		floor;
 	bool		told;			/* the lead resolver knows it */
 } FloorEntry;
@@ -945,14 +953,18 @@ static void
 note_floor(const TpcMessage *msg)
 {
 	FloorEntry *entry;
+	FloorKey	key;
 	bool		found;
 
 	if (!msg->has_floor)
 		return;
-	if (hash_get_num_entries(floors) > 10000 &&
-		hash_search(floors, msg->from, HASH_FIND, NULL) == NULL)
-		return;
-	entry = hash_search(floors, msg->from, HASH_ENTER, &found);
+	memset(&key, 0, sizeof(key));
+	strlcpy(key.coordinator, msg->from, sizeof(key.coordinator));
+	strlcpy(key.user_id, msg->user_id, sizeof(key.user_id));
+	if (hash_get_num_entries(floors) > MAX_FLOORS &&
+		hash_search(floors, &key, HASH_FIND, NULL) == NULL)
+		return;					/* made-up names: rows just stay longer */
+	entry = hash_search(floors, &key, HASH_ENTER, &found);
 	if (!found || tpc_gtid_compare(&entry->floor, &msg->floor) < 0)
 	{
 		entry->floor = msg->floor;
@@ -1113,7 +1125,8 @@ tell_floors(void)
 			continue;
 		memset(&head, 0, sizeof(head));
 		head.kind = TPC_ITEM_FLOOR;
-		strlcpy(head.peer, entry->coordinator, sizeof(head.peer));
+		strlcpy(head.peer, entry->key.coordinator, sizeof(head.peer));
+		strlcpy(head.user_id, entry->key.user_id, sizeof(head.user_id));
 		head.floor = entry->floor;
 		head.has_floor = true;
 		tpc_queue_push(node, &node->chores, tpc_item_make(&head, NULL, 0));
@@ -1241,10 +1254,10 @@ tpc_messenger_main(Datum arg)
 										 "tpc_amqp messenger turn",
 										 ALLOCSET_DEFAULT_SIZES);
 	memset(&info, 0, sizeof(info));
-	info.keysize = TPC_NODE_SIZE;
+	info.keysize = sizeof(FloorKey);
 	info.entrysize = sizeof(FloorEntry);
 	floors = hash_create("tpc_amqp floors", 16, &info,
-						 HASH_ELEM | HASH_STRINGS);
+						 HASH_ELEM | HASH_BLOBS);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, options_inval, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, options_inval, (Datum) 0);
 

@@ -238,7 +238,9 @@ run_branch(const Work *work)
 
 	/* Did it take effect before? */
 	tpc_branch_probe(&work->id, &row);
-	switch (tpc_protocol_prepare(row.state, tpc_branch_below_floor(&work->id)))
+	switch (tpc_protocol_prepare(row.state,
+								 tpc_branch_below_floor(&work->id,
+														work->user_id)))
 	{
 		case TPC_PREPARE_RUN:
 			break;
@@ -299,7 +301,7 @@ run_branch(const Work *work)
 
 	/* Insert first, then look at the floor: see tpc_branch_below_floor. */
 	tpc_branch_insert(&work->id, work->gid, work->user_id);
-	if (tpc_branch_below_floor(&work->id))
+	if (tpc_branch_below_floor(&work->id, work->user_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("transaction %s is closed", work->gtid)));

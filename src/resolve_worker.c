@@ -257,7 +257,7 @@ decide(const TpcItem *item)
 		strcmp(row.sender, item->user_id) == 0;
 	facts.job_exists = job_exists(&item->id);
 	if (row.state == TPC_BRANCH_NONE && commit)
-		facts.below_floor = tpc_branch_below_floor(&item->id);
+		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
 
 	/* What finishing it would tell: try, then ask again without it. */
 	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS;
