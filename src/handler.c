@@ -431,7 +431,7 @@ find_callable(const char *name, const char *caller, Oid *run_as)
 	return funcid;
 }
 
-/* Call a function of one jsonb as the executor would; its result is nobody's. */
+/* Call a function as the executor would; what it returns is dropped. */
 static void
 call_function(Oid funcid, const char *arg, size_t arg_len)
 {

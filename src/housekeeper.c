@@ -46,6 +46,7 @@ typedef struct Unacked
 	int			nparticipants;
 	int			nacked;
 	bool		forgettable;	/* all acknowledged; in the list to forget */
+	uint32		scan;			/* number of the scan that saw it last */
 	char	  **participants;	/* in its own chunk of keeper_context */
 	bool	   *acked;
 } Unacked;
@@ -180,6 +181,7 @@ remember(const TpcDecisionRow *row)
 		entry->nacked = 0;
 		entry->forgettable = false;
 	}
+	entry->scan = scan_number;
 	return entry;
 }
 
@@ -381,7 +383,10 @@ resend_decisions(TimestampTz before)
 	List	   *rows;
 	ListCell   *lc;
 	Forgettable *sorted;
+	HASH_SEQ_STATUS seq;
+	Unacked    *unseen;
 
+	scan_number++;
 	tpc_worker_begin();
 	rows = tpc_decision_list(before);
 	sorted = palloc_extended(sizeof(Forgettable) * Max(nforgettable, 1),
@@ -427,6 +432,14 @@ resend_decisions(TimestampTz before)
 		}
 	}
 	tpc_worker_end();
+
+	/* What a person has had forgotten, or was newer than this look. */
+	hash_seq_init(&seq, unacked);
+	while ((unseen = hash_seq_search(&seq)) != NULL)
+	{
+		if (unseen->scan != scan_number && !unseen->forgettable)
+			drop_unacked(unseen);
+	}
 }
 
 /* Have branches in doubt ask their coordinators; all: without backoff. */

@@ -1236,6 +1236,7 @@ start_incarnation(void)
 	ForceSyncCommit();
 	tpc_worker_end();
 	node->timeline = timeline;
+	node->stat_reset = GetCurrentTimestamp();
 	pg_atomic_write_u64(&node->sequence, 0);
 	pg_write_barrier();
 	pg_atomic_write_u64(&node->incarnation, incarnation);
