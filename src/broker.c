@@ -19,7 +19,7 @@
  *	 looks at those only when there is nothing to read, by a watchdog that
  *	 shuts the socket down.
  * - Few system calls.  Whatever is published and acknowledged between two
- *	 flushes leaves in one write, over TLS as well.
+ *	 flushes leaves in one write, over TLS in one per full record.
  * - No deadlock with the broker.  While a flush cannot write it reads, so two
  *	 full buffers never wait for each other.
  * - Messages are hostile.  To the library, content that it cannot decode is
