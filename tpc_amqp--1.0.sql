@@ -126,7 +126,7 @@ COMMENT ON FUNCTION tpc_amqp.unregister_handler(text) IS
 CREATE FUNCTION tpc_amqp.call(node text, handler text, arg jsonb DEFAULT 'null')
 RETURNS void
 AS 'MODULE_PATHNAME', 'tpc_call'
-LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.call(text, text, jsonb) IS
 'have a handler of another node run as part of this transaction, at COMMIT';
 

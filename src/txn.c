@@ -152,10 +152,10 @@ PG_FUNCTION_INFO_V1(tpc_call);
 Datum
 tpc_call(PG_FUNCTION_ARGS)
 {
-	char	   *node = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char	   *handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	Jsonb	   *arg = PG_GETARG_JSONB_P(2);
-	char	   *text;
+	char	   *node;
+	char	   *handler;
+	Jsonb	   *arg;
+	char	   *json;
 	char	   *utf8;
 	MemoryContext old;
 	PendingCall *call;
@@ -165,6 +165,15 @@ tpc_call(PG_FUNCTION_ARGS)
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.call()");
 	PreventCommandDuringRecovery("tpc_amqp.call()");
+
+	/* Not STRICT: work that was named must not be left out in silence. */
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("node, handler and argument of a call cannot be null")));
+	node = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	arg = PG_GETARG_JSONB_P(2);
 
 	if (!tpc_node_name_valid(node, strlen(node)))
 		ereport(ERROR,
@@ -179,7 +188,7 @@ tpc_call(PG_FUNCTION_ARGS)
 				 errdetail("A handler name has 1 to %d bytes.",
 						   TPC_HANDLER_MAXLEN)));
 
-	text = JsonbToCString(NULL, &arg->root, VARSIZE(arg));
+	json = JsonbToCString(NULL, &arg->root, VARSIZE(arg));
 
 	txn_claim();
 
@@ -191,7 +200,7 @@ tpc_call(PG_FUNCTION_ARGS)
 		if (strcmp(other->node, node) == 0)
 			total += other->arg_len + strlen(other->handler) + 32;
 	}
-	utf8 = pg_server_to_any(text, strlen(text), PG_UTF8);
+	utf8 = pg_server_to_any(json, strlen(json), PG_UTF8);
 	total += strlen(utf8) + strlen(handler) + 64;
 	if (total > (Size) tpc_max_payload * 1024)
 		ereport(ERROR,
@@ -695,7 +704,8 @@ wait_applied(void)
 		}
 		rc = WaitLatch(MyLatch,
 					   WL_LATCH_SET | WL_TIMEOUT | WL_POSTMASTER_DEATH,
-					   Min(left, 1000), wait_event_applied);
+					   Min(left, 1000),
+					   tpc_wait_event(&wait_event_applied, "TpcAmqpApplied"));
 		if (rc & WL_POSTMASTER_DEATH)
 		{
 			ProcDiePending = true;
