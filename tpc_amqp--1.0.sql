@@ -30,6 +30,7 @@ CREATE TABLE tpc_amqp.incarnation (
 CREATE TABLE tpc_amqp.decision (
 	gtid uuid NOT NULL,
 	participants text[] COLLATE "C" NOT NULL,
+	acked text[] COLLATE "C" NOT NULL,
 	decided_at timestamptz NOT NULL,
 	CONSTRAINT decision_pkey PRIMARY KEY (gtid)
 );
@@ -202,20 +203,45 @@ LANGUAGE C STRICT STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION tpc_amqp.gtid_text(uuid) IS
 'a transaction of this node, as gtid() shows it';
 
+CREATE FUNCTION tpc_amqp.finished_transactions(OUT gtid uuid)
+RETURNS SETOF uuid
+AS 'MODULE_PATHNAME', 'tpc_finished_transactions'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 1000;
+COMMENT ON FUNCTION tpc_amqp.finished_transactions() IS
+'committed transactions that all have acknowledged, kept for outcome()';
+
 CREATE VIEW tpc_amqp.transactions AS
+	WITH live AS MATERIALIZED (
+		SELECT * FROM tpc_amqp.live_transactions()
+	), finished AS MATERIALIZED (
+		SELECT f.gtid FROM tpc_amqp.finished_transactions() f
+	), recorded AS MATERIALIZED (
+		SELECT tpc_amqp.gtid_text(d.gtid) AS gtid, d.participants, d.acked,
+			   d.decided_at, f.gtid IS NOT NULL AS finished
+		FROM tpc_amqp.decision d
+		LEFT JOIN finished f ON f.gtid OPERATOR(pg_catalog.=) d.gtid
+	)
 	SELECT l.gtid, l.state, l.participants, l.votes, l.missing, l.started,
-		   l.decided, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) l.started AS age,
+		   l.decided,
+		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) l.started AS age,
 		   l.pid
-	FROM tpc_amqp.live_transactions() l
+	FROM live l
 	UNION ALL
-	SELECT t.gtid, 'committed', t.participants, NULL,
-		   NULL, NULL, t.decided_at,
-		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) t.decided_at,
+	SELECT r.gtid,
+		   CASE WHEN r.finished THEN 'finished' ELSE 'committed' END,
+		   r.participants, NULL,
+		   CASE WHEN r.finished THEN '{}'
+				ELSE ARRAY(SELECT p.node
+						   FROM pg_catalog.unnest(r.participants) WITH ORDINALITY AS p (node, i)
+						   WHERE p.node OPERATOR(pg_catalog.<>) ALL (r.acked)
+						   ORDER BY p.i)
+		   END,
+		   NULL, r.decided_at,
+		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) r.decided_at,
 		   NULL
-	FROM (SELECT tpc_amqp.gtid_text(d.gtid) AS gtid, d.participants, d.decided_at
-		  FROM tpc_amqp.decision d) t
-	WHERE NOT EXISTS (SELECT 1 FROM tpc_amqp.live_transactions() l
-					  WHERE l.gtid OPERATOR(pg_catalog.=) t.gtid);
+	FROM recorded r
+	LEFT JOIN live l ON l.gtid OPERATOR(pg_catalog.=) r.gtid
+	WHERE l.gtid IS NULL;
 COMMENT ON VIEW tpc_amqp.transactions IS
 'global transactions this node coordinates';
 

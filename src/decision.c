@@ -34,8 +34,9 @@
 /* columns of decision */
 #define DECISION_GTID			1
 #define DECISION_PARTICIPANTS	2
-#define DECISION_DECIDED_AT		3
-#define DECISION_NATTS			3
+#define DECISION_ACKED			3
+#define DECISION_DECIDED_AT		4
+#define DECISION_NATTS			4
 
 /* columns of incarnation */
 #define INCARNATION_INCARNATION	1
@@ -79,6 +80,8 @@ tpc_decision_insert(const TpcGtid *gtid, char **participants,
 	values[DECISION_GTID - 1] = gtid_datum(gtid, &uuid);
 	values[DECISION_PARTICIPANTS - 1] =
 		PointerGetDatum(text_array(participants, nparticipants));
+	values[DECISION_ACKED - 1] =
+		PointerGetDatum(construct_empty_array(TEXTOID));
 	values[DECISION_DECIDED_AT - 1] =
 		TimestampTzGetDatum(GetCurrentTimestamp());
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
@@ -93,6 +96,7 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 	bool		isnull;
 	Datum		datum;
 	Datum	   *elems;
+	int			nacked;
 
 	datum = slot_getattr(slot, DECISION_GTID, &isnull);
 	if (!tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &row->gtid))
@@ -103,6 +107,16 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 	row->participants = palloc(sizeof(char *) * Max(row->nparticipants, 1));
 	for (int i = 0; i < row->nparticipants; i++)
 		row->participants[i] = TextDatumGetCString(elems[i]);
+	datum = slot_getattr(slot, DECISION_ACKED, &isnull);
+	deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elems, NULL, &nacked);
+	row->acked = palloc0(sizeof(bool) * Max(row->nparticipants, 1));
+	for (int i = 0; i < row->nparticipants; i++)
+	{
+		for (int j = 0; j < nacked; j++)
+			row->acked[i] = row->acked[i] ||
+				strcmp(row->participants[i], TextDatumGetCString(elems[j])) == 0;
+	}
 	row->decided_at =
 		DatumGetTimestampTz(slot_getattr(slot, DECISION_DECIDED_AT, &isnull));
 }
@@ -170,6 +184,34 @@ List *
 tpc_decision_list(TimestampTz before)
 {
 	return scan_decisions(NULL, before);
+}
+
+/*
+ * tpc_decision_note_acks: who has acknowledged, in the row, for one that has
+ * been waiting for others; in the current transaction.
+ */
+void
+tpc_decision_note_acks(const TpcGtid *gtid, char **participants,
+					   const bool *acked, int n)
+{
+	Oid			types[2] = {UUIDOID, TEXTARRAYOID};
+	Datum		values[2];
+	pg_uuid_t	uuid;
+	char	  **names = palloc(sizeof(char *) * Max(n, 1));
+	int			nnames = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (acked[i])
+			names[nnames++] = participants[i];
+	}
+	values[0] = gtid_datum(gtid, &uuid);
+	values[1] = PointerGetDatum(text_array(names, nnames));
+	SPI_connect();
+	tpc_spi_execute("UPDATE tpc_amqp.decision SET acked = $2"
+					" WHERE gtid OPERATOR(pg_catalog.=) $1",
+					2, types, values, NULL, false, SPI_OK_UPDATE);
+	SPI_finish();
 }
 
 /*

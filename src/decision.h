@@ -20,6 +20,7 @@ typedef struct TpcDecisionRow
 	TpcGtid		gtid;
 	int			nparticipants;
 	char	  **participants;
+	bool	   *acked;			/* by participant, as far as it was noted */
 	TimestampTz decided_at;
 } TpcDecisionRow;
 
@@ -27,6 +28,8 @@ extern void tpc_decision_insert(const TpcGtid *gtid, char **participants,
 								int nparticipants);
 extern bool tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row);
 extern List *tpc_decision_list(TimestampTz before);
+extern void tpc_decision_note_acks(const TpcGtid *gtid, char **participants,
+								   const bool *acked, int n);
 extern uint64 tpc_decision_delete(const TpcGtid *gtids, int n);
 extern TpcOutcome tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid,
 									   bool for_user);

@@ -45,7 +45,8 @@ typedef struct Unacked
 	TpcGtid		gtid;			/* key */
 	int			nparticipants;
 	int			nacked;
-	bool		forgettable;	/* all acknowledged; in the list to forget */
+	bool		changed;		/* more than table decision says */
+	bool		forgettable;	/* all acknowledged; in the list of finished */
 	uint32		scan;			/* number of the scan that saw it last */
 	char	  **participants;	/* in its own chunk of keeper_context */
 	bool	   *acked;
@@ -60,21 +61,11 @@ typedef struct Inquiry
 	uint32		scan;			/* number of the scan that saw it last */
 } Inquiry;
 
-/* All acknowledged, and when we learned it; a growing array, oldest first. */
-typedef struct Forgettable
-{
-	TpcGtid		gtid;
-	TimestampTz since;
-} Forgettable;
-
 static TpcNode *node;
 static MemoryContext keeper_context = NULL;
 static MemoryContext turn_context = NULL;
 static HTAB *unacked = NULL;
 static HTAB *inquiries = NULL;
-static Forgettable *forgettable = NULL;
-static int	nforgettable = 0;
-static int	forgettable_size = 0;
 static uint32 seen_epoch = 0;
 static uint32 seen_requests = 0;
 static uint32 scan_number = 0;
@@ -121,25 +112,45 @@ begin_lazily(void)
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
-static void
-add_forgettable(const TpcGtid *gtid)
+/* The list of finished transactions, for this process, its only writer. */
+static TpcFinished *
+finished_list(void)
 {
-	if (nforgettable == forgettable_size)
-	{
-		MemoryContext old = MemoryContextSwitchTo(keeper_context);
+	return node->nfinished == 0 ? NULL :
+		dsa_get_address(tpc_area(), node->finished);
+}
 
-		forgettable_size = Max(1024, forgettable_size * 2);
-		if (forgettable == NULL)
-			forgettable = palloc_extended(sizeof(Forgettable) *
-										  forgettable_size, MCXT_ALLOC_HUGE);
-		else
-			forgettable = repalloc_huge(forgettable, sizeof(Forgettable) *
-										forgettable_size);
-		MemoryContextSwitchTo(old);
+/*
+ * add_finished: all have acknowledged it.  In shared memory, so that view
+ * transactions can tell it from one that waits, and a successor knows too.
+ */
+static void
+add_finished(const TpcGtid *gtid)
+{
+	TpcFinished *list;
+
+	if (node->nfinished == node->finished_size)
+	{
+		int			size = Max(1024, node->finished_size * 2);
+		dsa_pointer bigger = tpc_area_alloc(sizeof(TpcFinished) * size);
+		dsa_pointer old = node->finished;
+
+		if (node->nfinished > 0)
+			memcpy(dsa_get_address(tpc_area(), bigger), finished_list(),
+				   sizeof(TpcFinished) * node->nfinished);
+		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+		node->finished = bigger;
+		node->finished_size = size;
+		LWLockRelease(&tpc_shared->txns);
+		if (DsaPointerIsValid(old))
+			dsa_free(tpc_area(), old);
 	}
-	forgettable[nforgettable].gtid = *gtid;
-	forgettable[nforgettable].since = GetCurrentTimestamp();
-	nforgettable++;
+	list = dsa_get_address(tpc_area(), node->finished);
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	list[node->nfinished].gtid = *gtid;
+	list[node->nfinished].since = GetCurrentTimestamp();
+	node->nfinished++;
+	LWLockRelease(&tpc_shared->txns);
 }
 
 static void
@@ -179,6 +190,12 @@ remember(const TpcDecisionRow *row)
 		}
 		entry->nparticipants = row->nparticipants;
 		entry->nacked = 0;
+		entry->changed = false;
+		for (int i = 0; i < row->nparticipants; i++)
+		{
+			entry->acked[i] = row->acked[i];
+			entry->nacked += row->acked[i];
+		}
 		entry->forgettable = false;
 	}
 	entry->scan = scan_number;
@@ -248,6 +265,7 @@ take_ack(const TpcItem *item)
 				continue;
 			entry->acked[i] = true;
 			entry->nacked++;
+			entry->changed = true;
 			if (msg.outcome != TPC_ACK_COMMITTED || msg.forced)
 				report_ack(item, &msg);
 		}
@@ -256,7 +274,7 @@ take_ack(const TpcItem *item)
 		if (entry->nacked == entry->nparticipants && !entry->forgettable)
 		{
 			entry->forgettable = true;
-			add_forgettable(&entry->gtid);
+			add_finished(&entry->gtid);
 		}
 	}
 	tpc_worker_end();
@@ -291,7 +309,7 @@ serve_chores(void)
 
 						memcpy(&gtid, item->body + i * sizeof(TpcGtid),
 							   sizeof(TpcGtid));
-						add_forgettable(&gtid);
+						add_finished(&gtid);
 					}
 					break;
 				case TPC_ITEM_FLOOR:
@@ -326,10 +344,10 @@ forget_due(TimestampTz now)
 {
 	int			n = 0;
 	TpcGtid    *gtids;
+	TpcFinished *list = finished_list();
 
-	while (n < nforgettable && n < FORGET_CHUNK &&
-		   TimestampDifferenceExceeds(forgettable[n].since, now,
-									  tpc_forget_after))
+	while (n < node->nfinished && n < FORGET_CHUNK &&
+		   TimestampDifferenceExceeds(list[n].since, now, tpc_forget_after))
 		n++;
 	if (n == 0)
 		return;
@@ -338,7 +356,7 @@ forget_due(TimestampTz now)
 	begin_lazily();
 	gtids = palloc(sizeof(TpcGtid) * n);
 	for (int i = 0; i < n; i++)
-		gtids[i] = forgettable[i].gtid;
+		gtids[i] = list[i].gtid;
 	tpc_node_count(node, TPC_STAT_FORGOTTEN, tpc_decision_delete(gtids, n));
 	for (int i = 0; i < n; i++)
 	{
@@ -348,9 +366,10 @@ forget_due(TimestampTz now)
 			drop_unacked(entry);
 	}
 	tpc_worker_end();
-	memmove(forgettable, forgettable + n,
-			sizeof(Forgettable) * (nforgettable - n));
-	nforgettable -= n;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	node->nfinished -= n;
+	memmove(list, list + n, sizeof(TpcFinished) * node->nfinished);
+	LWLockRelease(&tpc_shared->txns);
 	TPC_FAILPOINT("C7.after");
 }
 
@@ -372,8 +391,8 @@ wait_for_outbox(void)
 static int
 compare_gtids(const void *a, const void *b)
 {
-	return tpc_gtid_compare(&((const Forgettable *) a)->gtid,
-							&((const Forgettable *) b)->gtid);
+	return tpc_gtid_compare(&((const TpcFinished *) a)->gtid,
+							&((const TpcFinished *) b)->gtid);
 }
 
 /* Send decisions again that somebody has not acknowledged. */
@@ -382,24 +401,25 @@ resend_decisions(TimestampTz before)
 {
 	List	   *rows;
 	ListCell   *lc;
-	Forgettable *sorted;
+	TpcFinished *sorted;
 	HASH_SEQ_STATUS seq;
 	Unacked    *unseen;
 
 	scan_number++;
-	tpc_worker_begin();
+	begin_lazily();
 	rows = tpc_decision_list(before);
-	sorted = palloc_extended(sizeof(Forgettable) * Max(nforgettable, 1),
+	sorted = palloc_extended(sizeof(TpcFinished) * Max(node->nfinished, 1),
 							 MCXT_ALLOC_HUGE);
-	if (nforgettable > 0)
-		memcpy(sorted, forgettable, sizeof(Forgettable) * nforgettable);
-	qsort(sorted, nforgettable, sizeof(Forgettable), compare_gtids);
+	if (node->nfinished > 0)
+		memcpy(sorted, finished_list(),
+			   sizeof(TpcFinished) * node->nfinished);
+	qsort(sorted, node->nfinished, sizeof(TpcFinished), compare_gtids);
 	foreach(lc, rows)
 	{
 		TpcDecisionRow *row = lfirst(lc);
 		Unacked    *entry;
 		TpcTxn	   *txn;
-		Forgettable probe;
+		TpcFinished probe;
 
 		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 		txn = tpc_txn_find(node->dbid, &row->gtid);
@@ -407,14 +427,14 @@ resend_decisions(TimestampTz before)
 		if (txn != NULL)
 			continue;			/* the messenger looks after it */
 		probe.gtid = row->gtid;
-		if (bsearch(&probe, sorted, nforgettable, sizeof(Forgettable),
+		if (bsearch(&probe, sorted, node->nfinished, sizeof(TpcFinished),
 					compare_gtids) != NULL)
 			continue;
 		entry = remember(row);
-		if (entry->nparticipants == 0 && !entry->forgettable)
+		if (entry->nacked == entry->nparticipants && !entry->forgettable)
 		{
 			entry->forgettable = true;
-			add_forgettable(&entry->gtid);
+			add_finished(&entry->gtid);
 		}
 		for (int i = 0; i < entry->nparticipants; i++)
 		{
@@ -429,6 +449,13 @@ resend_decisions(TimestampTz before)
 			msg.id.gtid = row->gtid;
 			tpc_resolve_send(node, &msg, entry->participants[i], true, NULL);
 			wait_for_outbox();
+		}
+		if (entry->changed && !entry->forgettable)
+		{
+			/* it has been waiting: let the table say for whom */
+			tpc_decision_note_acks(&entry->gtid, entry->participants,
+								   entry->acked, entry->nparticipants);
+			entry->changed = false;
 		}
 	}
 	tpc_worker_end();
@@ -559,9 +586,9 @@ tpc_housekeeper_turn(void)
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(turn_context);
 
-	if (nforgettable >= FORGET_CHUNK &&
-		TimestampDifferenceExceeds(forgettable[0].since, GetCurrentTimestamp(),
-								   tpc_forget_after))
+	if (node->nfinished >= FORGET_CHUNK &&
+		TimestampDifferenceExceeds(finished_list()[0].since,
+								   GetCurrentTimestamp(), tpc_forget_after))
 		return 1;
 	return Min(FLOOR_INTERVAL_MS, tpc_resolve_interval);
 }

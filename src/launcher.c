@@ -302,6 +302,13 @@ wind_down(TpcNode *node)
 	if (DsaPointerIsValid(node->attach_params))
 		dsa_free(tpc_area(), node->attach_params);
 	node->attach_params = InvalidDsaPointer;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	if (DsaPointerIsValid(node->finished))
+		dsa_free(tpc_area(), node->finished);
+	node->finished = InvalidDsaPointer;
+	node->nfinished = 0;
+	node->finished_size = 0;
+	LWLockRelease(&tpc_shared->txns);
 	node->dbid = InvalidOid;
 	node->name[0] = '\0';
 	node->broker[0] = '\0';

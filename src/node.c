@@ -47,12 +47,13 @@
 static SubTransactionId attached_in = InvalidSubTransactionId;
 static SubTransactionId detached_in = InvalidSubTransactionId;
 
-/* The database whose workers this transaction keeps away. */
+/* The database whose workers this transaction keeps away; and drops. */
 static Oid	paused_database = InvalidOid;
+static bool paused_is_dropped = false;
 
 static uint32 wait_event_node = 0;
 
-static void node_unpause(Oid dbid);
+static void node_unpause(Oid dbid, bool dropped);
 
 /*
  * Anybody who may label the database could have workers started in it, so the
@@ -529,11 +530,12 @@ tpc_node_at_eoxact(bool committed)
 		node_stop();
 
 	if (OidIsValid(paused_database))
-		node_unpause(paused_database);
+		node_unpause(paused_database, committed && paused_is_dropped);
 
 	attached_in = InvalidSubTransactionId;
 	detached_in = InvalidSubTransactionId;
 	paused_database = InvalidOid;
+	paused_is_dropped = false;
 }
 
 /* tpc_node_at_subxact: the same for a subtransaction.  Never raises. */
@@ -564,6 +566,7 @@ tpc_node_stop_workers(Oid dbid, const char *action)
 	if (tpc_shared == NULL)
 		return;
 	paused_database = dbid;
+	paused_is_dropped = false;
 	tpc_xact_pending = true;
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 										   STOP_TIMEOUT_MS);
@@ -597,16 +600,30 @@ tpc_node_stop_workers(Oid dbid, const char *action)
 	}
 }
 
-/* Let the launcher start them again.  Never raises. */
+/*
+ * tpc_node_paused_is_dropped: with the database its name goes, when the
+ * transaction commits.
+ */
+void
+tpc_node_paused_is_dropped(void)
+{
+	paused_is_dropped = true;
+}
+
+/* Let the launcher start them again, or free the place.  Never raises. */
 static void
-node_unpause(Oid dbid)
+node_unpause(Oid dbid, bool dropped)
 {
 	TpcNode    *node;
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	node = tpc_node_find(dbid);
 	if (node != NULL && node->paused_by == MyProcPid)
+	{
 		node->paused_by = 0;
+		if (dropped)
+			node->state = TPC_NODE_STOPPING;
+	}
 	LWLockRelease(&tpc_shared->control);
 	tpc_wake_launcher();
 }

@@ -27,6 +27,7 @@ extern bool tpc_local_node_read(TpcLocalNode *local);
 extern TpcNode *tpc_node_ready(void);
 extern void tpc_node_label_remove(void);
 extern void tpc_node_stop_workers(Oid dbid, const char *action);
+extern void tpc_node_paused_is_dropped(void);
 extern void tpc_node_at_eoxact(bool committed);
 extern void tpc_node_at_subxact(bool committed, SubTransactionId subid,
 								SubTransactionId parent);

@@ -128,6 +128,13 @@ typedef struct TpcItem
 	char		body[FLEXIBLE_ARRAY_MEMBER];
 } TpcItem;
 
+/* A committed transaction all have acknowledged, and when we learned it. */
+typedef struct TpcFinished
+{
+	TpcGtid		gtid;
+	TimestampTz since;
+} TpcFinished;
+
 /* First in, first out; under the node's queue lock. */
 typedef struct TpcItemQueue
 {
@@ -172,8 +179,11 @@ typedef struct TpcNode
 	pg_atomic_uint64 sequence;	/* last one given out */
 	TimeLineID	timeline;		/* of the incarnation */
 
-	/* Written by the lead resolver, under txns. */
+	/* Written by the lead resolver, under txns; read by it without. */
 	TpcGtid		floor;
+	dsa_pointer finished;		/* array of TpcFinished, oldest first */
+	int			nfinished;
+	int			finished_size;
 
 	/* Raised by one by the messenger at each connect; resolvers watch it. */
 	pg_atomic_uint32 epoch;

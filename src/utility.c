@@ -158,6 +158,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
+
+	if (IsA(parsetree, DropdbStmt))
+		tpc_node_paused_is_dropped();
 }
 
 void

@@ -335,6 +335,55 @@ tpc_live_transactions(PG_FUNCTION_ARGS)
 }
 
 /*
+ * tpc_finished_transactions(OUT gtid uuid) returns setof uuid
+ *
+ * The committed transactions that all have acknowledged.
+ */
+PG_FUNCTION_INFO_V1(tpc_finished_transactions);
+Datum
+tpc_finished_transactions(PG_FUNCTION_ARGS)
+{
+	TpcNode    *node;
+	TpcFinished *list = NULL;
+	int			n = 0;
+
+	tpc_shmem_require();
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+
+	/* Outside of the lock for the room, inside again for the list. */
+	for (;;)
+	{
+		int			room = n;
+
+		LWLockAcquire(&tpc_shared->control, LW_SHARED);
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		node = tpc_node_find(MyDatabaseId);
+		n = node != NULL ? node->nfinished : 0;
+		if (n > 0 && n <= room)
+			memcpy(list, dsa_get_address(tpc_area(), node->finished),
+				   sizeof(TpcFinished) * n);
+		LWLockRelease(&tpc_shared->txns);
+		LWLockRelease(&tpc_shared->control);
+		if (n <= room)
+			break;
+		n += 100;
+		list = palloc_extended(sizeof(TpcFinished) * n, MCXT_ALLOC_HUGE);
+	}
+
+	for (int i = 0; i < n; i++)
+	{
+		pg_uuid_t	uuid;
+		Datum		values[1];
+		bool		nulls[1] = {false};
+
+		tpc_gtid_to_bytes(&list[i].gtid, uuid.data);
+		values[0] = UUIDPGetDatum(&uuid);
+		put_row(fcinfo, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
  * tpc_gtid_text(gtid uuid) returns text
  *
  * A transaction of this node, as gtid() shows it; NULL if this database is
