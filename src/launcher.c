@@ -315,9 +315,7 @@ wind_down(TpcNode *node)
 	node->blocked = false;
 	node->connected_since = 0;
 	node->no_slots_logged = false;
-	memset(&node->messenger, 0, sizeof(node->messenger));
-	memset(node->prepare, 0, sizeof(node->prepare));
-	memset(node->resolve, 0, sizeof(node->resolve));
+	tpc_node_init_workers(node);
 	memset(&node->floor, 0, sizeof(node->floor));
 	pg_atomic_write_u64(&node->incarnation, 0);
 	pg_atomic_write_u64(&node->sequence, 0);

@@ -296,7 +296,7 @@ go_live(void)
 	epoch = pg_atomic_add_fetch_u32(&node->epoch, 1);
 	set_link(TPC_LINK_UP);
 	requeue_transactions();
-	tpc_wake_resolvers(node, true);
+	tpc_wake_lead(node);
 	ereport(LOG,
 			(errmsg("node \"%s\" is connected to the broker at \"%s\"",
 					node->name, node->broker)));
@@ -423,7 +423,7 @@ push_forget(void)
 	item = tpc_item_make(&head, (char *) forget, nforget * sizeof(TpcGtid));
 	tpc_queue_push(node, &node->chores, item);
 	nforget = 0;
-	tpc_wake_resolvers(node, true);
+	tpc_wake_lead(node);
 }
 
 /* All have acknowledged: wake the waiter, let the resolver forget it. */
@@ -722,7 +722,7 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 		ack_delivery(event);
 		return;
 	}
-	tpc_wake_prepare_workers(node, 1);
+	tpc_wake_prepare_worker(node);
 	TPC_FAILPOINT("P1.after");
 }
 
@@ -749,7 +749,10 @@ pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
 	tpc_queue_push(node, queue,
 				   tpc_item_make(&head, event->wire.body.ptr,
 								 (uint32) event->wire.body.len));
-	tpc_wake_resolvers(node, lead_only);
+	if (lead_only)
+		tpc_wake_lead(node);
+	else
+		tpc_wake_resolver(node);
 }
 
 static TpcParticipant *
@@ -1050,7 +1053,7 @@ set_blocked(bool is_blocked, const TpcBrokerEvent *event)
 		/* what was dropped meanwhile is sent again, as after a reconnect */
 		requeue_transactions();
 		pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
-		tpc_wake_resolvers(node, true);
+		tpc_wake_lead(node);
 	}
 }
 
@@ -1247,7 +1250,7 @@ tpc_messenger_main(Datum arg)
 {
 	HASHCTL		info;
 
-	node = tpc_worker_attach(arg, NULL);
+	node = tpc_worker_attach(arg, NULL, NULL);
 	pqsignal(SIGTERM, handle_sigterm);
 	before_shmem_exit(close_at_exit, (Datum) 0);
 	tpc_worker_connect(node, false);

@@ -95,7 +95,7 @@ tpc_resolve(PG_FUNCTION_ARGS)
 	}
 	node = tpc_node_ready();
 	pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
-	tpc_wake_resolvers(node, true);
+	tpc_wake_lead(node);
 	PG_RETURN_VOID();
 }
 

@@ -99,6 +99,13 @@ take_job(Work *work)
 	return true;
 }
 
+/* A job is there to be taken: a look without the lock, as a hint. */
+static bool
+job_waiting(void)
+{
+	return !dlist_is_empty(&node->job_queue);
+}
+
 /* Whether the coordinator has rolled it back meanwhile. */
 static bool
 cancelled(const Work *work)
@@ -489,7 +496,9 @@ drop_orphaned_jobs(void)
 void
 tpc_prepare_worker_main(Datum arg)
 {
-	node = tpc_worker_attach(arg, NULL);
+	TpcWorker  *self;
+
+	node = tpc_worker_attach(arg, NULL, &self);
 	tpc_worker_connect(node, true);
 	job_context = AllocSetContextCreate(TopMemoryContext,
 										"tpc_amqp job",
@@ -512,10 +521,8 @@ tpc_prepare_worker_main(Datum arg)
 			if (tpc_worker_should_exit(node))
 				proc_exit(0);
 		}
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 10000,
-						 tpc_wait_event(&wait_event_main,
-										"TpcAmqpPrepareWorker"));
+		tpc_worker_wait(self, job_waiting, 10000,
+						tpc_wait_event(&wait_event_main,
+									   "TpcAmqpPrepareWorker"));
 	}
 }

@@ -17,7 +17,9 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
@@ -102,14 +104,23 @@ tpc_relation_probe(Relation rel, const char *index_name, ScanKey keys,
 /*
  * tpc_spi_execute: run one statement; the caller is connected to SPI.
  * expect: the SPI_OK_ code; anything else is an error.
+ *
+ * It runs as a superuser: who may execute attach() and its like needs no
+ * privileges on our tables.  An error restores the user at the abort.
  */
 void
 tpc_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
 				const char *nulls, bool read_only, int expect)
 {
+	Oid			userid;
+	int			sec_context;
 	int			rc;
 
+	GetUserIdAndSecContext(&userid, &sec_context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
+						   sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	rc = SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0);
+	SetUserIdAndSecContext(userid, sec_context);
 	if (rc != expect)
 		elog(ERROR, "SPI returned %s for \"%s\"",
 			 SPI_result_code_string(rc), sql);

@@ -537,12 +537,20 @@ serve_decisions(void)
 	}
 }
 
+/* Something is there to be taken: a look without the lock, as a hint. */
+static bool
+work_waiting(void)
+{
+	return node->decisions.count > 0 || (lead && node->chores.count > 0);
+}
+
 void
 tpc_resolve_worker_main(Datum arg)
 {
 	int			number;
+	TpcWorker  *self;
 
-	node = tpc_worker_attach(arg, &number);
+	node = tpc_worker_attach(arg, &number, &self);
 	lead = number == 0;
 	tpc_worker_connect(node, false);
 	item_context = AllocSetContextCreate(TopMemoryContext, "tpc_amqp item",
@@ -571,10 +579,8 @@ tpc_resolve_worker_main(Datum arg)
 		pgstat_report_stat(false);
 		pgstat_report_activity(STATE_IDLE, NULL);
 
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 timeout,
-						 tpc_wait_event(&wait_event_main,
-										"TpcAmqpResolveWorker"));
+		tpc_worker_wait(self, work_waiting, timeout,
+						tpc_wait_event(&wait_event_main,
+									   "TpcAmqpResolveWorker"));
 	}
 }

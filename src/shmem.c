@@ -60,6 +60,20 @@ shmem_request(void)
 	RequestNamedLWLockTranche("tpc_amqp", 1);
 }
 
+/* tpc_node_init_workers: no worker runs.  Before the node is in use. */
+void
+tpc_node_init_workers(TpcNode *node)
+{
+	memset(&node->messenger, 0, sizeof(node->messenger));
+	memset(node->prepare, 0, sizeof(node->prepare));
+	memset(node->resolve, 0, sizeof(node->resolve));
+	pg_atomic_init_u32(&node->messenger.idle, 0);
+	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
+		pg_atomic_init_u32(&node->prepare[i].idle, 0);
+	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
+		pg_atomic_init_u32(&node->resolve[i].idle, 0);
+}
+
 static void
 node_init(TpcNode *node, int tranche)
 {
@@ -72,6 +86,7 @@ node_init(TpcNode *node, int tranche)
 		pg_atomic_init_u64(&node->stat[i], 0);
 	dlist_init(&node->txn_queue);
 	dlist_init(&node->job_queue);
+	tpc_node_init_workers(node);
 }
 
 static void
@@ -241,25 +256,39 @@ tpc_wake_messenger(TpcNode *node)
 }
 
 void
-tpc_wake_resolvers(TpcNode *node, bool lead_only)
+tpc_wake_lead(TpcNode *node)
 {
-	int			n = lead_only ? 1 : TPC_MAX_RESOLVE_WORKERS;
+	wake(node->resolve[0].latch);
+}
 
+/*
+ * Wake one that waits for work.  If none does, all are busy, and look at the
+ * queue again before they wait.
+ */
+static void
+wake_one(TpcWorker *workers, int n)
+{
 	for (int i = 0; i < n; i++)
 	{
-		if (node->resolve[i].pid != 0)
-			wake(node->resolve[i].latch);
+		if (pg_atomic_read_u32(&workers[i].idle) != 0 &&
+			pg_atomic_exchange_u32(&workers[i].idle, 0) != 0)
+		{
+			wake(workers[i].latch);
+			return;
+		}
 	}
 }
 
 void
-tpc_wake_prepare_workers(TpcNode *node, int njobs)
+tpc_wake_resolver(TpcNode *node)
 {
-	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
-	{
-		if (node->prepare[i].pid != 0)
-			wake(node->prepare[i].latch);
-	}
+	wake_one(node->resolve, TPC_MAX_RESOLVE_WORKERS);
+}
+
+void
+tpc_wake_prepare_worker(TpcNode *node)
+{
+	wake_one(node->prepare, TPC_MAX_PREPARE_WORKERS);
 }
 
 TpcTxn *

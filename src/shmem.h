@@ -39,6 +39,8 @@ typedef struct TpcWorker
 {
 	pid_t		pid;			/* 0: not running */
 	Latch	   *latch;
+	pg_atomic_uint32 idle;		/* 1: it waits for work.  The worker sets it,
+								 * who wakes it clears it; no lock */
 	TimestampTz started;		/* launcher: last time it was asked for */
 	bool		requested;		/* launcher or attach: registered with the
 								 * postmaster, not yet running */
@@ -326,11 +328,13 @@ extern dsa_area *tpc_area(void);
 extern dsa_pointer tpc_area_alloc(Size size);
 extern dsa_pointer tpc_area_try_alloc(Size size);
 extern TpcNode *tpc_node_find(Oid dbid);
+extern void tpc_node_init_workers(TpcNode *node);
 extern void tpc_node_count(TpcNode *node, TpcCounter counter, uint64 n);
 extern void tpc_wake_launcher(void);
 extern void tpc_wake_messenger(TpcNode *node);
-extern void tpc_wake_resolvers(TpcNode *node, bool lead_only);
-extern void tpc_wake_prepare_workers(TpcNode *node, int njobs);
+extern void tpc_wake_lead(TpcNode *node);
+extern void tpc_wake_resolver(TpcNode *node);
+extern void tpc_wake_prepare_worker(TpcNode *node);
 
 /* The hash tables.  The caller holds the lock the table is under. */
 extern TpcTxn *tpc_txn_find(Oid dbid, const TpcGtid *gtid);

@@ -70,6 +70,7 @@ worker_detach(int code, Datum arg)
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	if (slot->pid == MyProcPid)
 	{
+		pg_atomic_write_u32(&slot->idle, 0);
 		slot->pid = 0;
 		slot->latch = NULL;
 		slot->requested = false;
@@ -83,7 +84,7 @@ worker_detach(int code, Datum arg)
  * is taken or the node is not wanted any more.
  */
 TpcNode *
-tpc_worker_attach(Datum arg, int *number)
+tpc_worker_attach(Datum arg, int *number, TpcWorker **self)
 {
 	int			packed = DatumGetInt32(arg);
 	TpcRole		role = ARG_ROLE(packed);
@@ -113,6 +114,8 @@ tpc_worker_attach(Datum arg, int *number)
 	before_shmem_exit(worker_detach, PointerGetDatum(slot));
 	if (number != NULL)
 		*number = ARG_NUMBER(packed);
+	if (self != NULL)
+		*self = slot;
 	return node;
 }
 
@@ -222,6 +225,24 @@ tpc_worker_should_exit(TpcNode *node)
 	return ProcDiePending || node->paused_by != 0 ||
 		(node->state != TPC_NODE_ATTACHED &&
 		 node->state != TPC_NODE_ATTACHING);
+}
+
+/*
+ * tpc_worker_wait: wait for work, for at most timeout_ms.  more_work looks
+ * whether there is some, after we have said that we are idle: who leaves work
+ * afterwards sees that.
+ */
+void
+tpc_worker_wait(TpcWorker *self, bool (*more_work) (void), long timeout_ms,
+				uint32 wait_event)
+{
+	pg_atomic_write_u32(&self->idle, 1);
+	pg_memory_barrier();
+	if (!more_work())
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout_ms, wait_event);
+	pg_atomic_write_u32(&self->idle, 0);
 }
 
 /* tpc_worker_begin, tpc_worker_end: a transaction with a snapshot. */

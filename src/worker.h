@@ -12,7 +12,10 @@
 
 #include "shmem.h"
 
-extern TpcNode *tpc_worker_attach(Datum arg, int *number);
+extern TpcNode *tpc_worker_attach(Datum arg, int *number,
+								  TpcWorker **self);
+extern void tpc_worker_wait(TpcWorker *self, bool (*more_work) (void),
+							long timeout_ms, uint32 wait_event);
 extern void tpc_worker_connect(TpcNode *node, bool runs_handlers);
 extern bool tpc_worker_start(TpcNode *node, TpcRole role, int number);
 extern TpcWorker *tpc_worker_slot(TpcNode *node, TpcRole role, int number);
