@@ -17,19 +17,25 @@ CREATE TABLE tpc_amqp.local_node (
 );
 CREATE UNIQUE INDEX local_node_one_row ON tpc_amqp.local_node ((true));
 
--- Every run of this node, so that it knows which transactions are its own.
+-- Every run of this node, so that it knows which transactions are its own:
+-- those of a copy's original are not.
 CREATE TABLE tpc_amqp.incarnation (
 	incarnation bigint NOT NULL,
+	node text COLLATE "C" NOT NULL,
+	system_identifier numeric NOT NULL,
+	database oid NOT NULL,
 	timeline bigint NOT NULL,
 	started_at timestamptz NOT NULL,
 	forgotten uuid,
 	CONSTRAINT incarnation_pkey PRIMARY KEY (incarnation)
 );
 
--- Global transactions that committed and are not acknowledged by all.
+-- Global transactions that committed and are not acknowledged by all.  users
+-- are the broker users that voted for the participants.
 CREATE TABLE tpc_amqp.decision (
 	gtid uuid NOT NULL,
 	participants text[] COLLATE "C" NOT NULL,
+	users text[] COLLATE "C" NOT NULL,
 	acked text[] COLLATE "C" NOT NULL,
 	decided_at timestamptz NOT NULL,
 	CONSTRAINT decision_pkey PRIMARY KEY (gtid)

@@ -59,7 +59,7 @@ tpc_branch_gid(const TpcGlobalId *id, const char *node, char gid[TPC_GID_SIZE])
 	snprintf(gid, TPC_GID_SIZE, TPC_GID_PREFIX "%s:%s", text, node);
 }
 
-/* tpc_branch_gid_parse: false unless gid is a branch of this node. */
+/* tpc_branch_gid_parse: false unless gid is a branch of this node (or any). */
 bool
 tpc_branch_gid_parse(const char *gid, const char *node, TpcGlobalId *id)
 {
@@ -70,7 +70,7 @@ tpc_branch_gid_parse(const char *gid, const char *node, TpcGlobalId *id)
 		return false;
 	gid += prefix_len;
 	colon = strchr(gid, ':');
-	if (colon == NULL || strcmp(colon + 1, node) != 0)
+	if (colon == NULL || (node != NULL && strcmp(colon + 1, node) != 0))
 		return false;
 	return tpc_gtid_from_text(gid, colon - gid, id);
 }
@@ -224,9 +224,58 @@ tpc_branch_advance_floor(const char *coordinator, const char *sender,
 	return advanced;
 }
 
+/* tpc_branch_gid_exists: whether this database has it prepared, now. */
+bool
+tpc_branch_gid_exists(const char *gid)
+{
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	bool		found;
+
+	values[0] = CStringGetTextDatum(gid);
+	SPI_connect();
+	tpc_spi_execute("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
+					" WHERE gid OPERATOR(pg_catalog.=) $1"
+					" AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
+					1, types, values, NULL, true, SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
+/*
+ * tpc_branch_other_name: the name of another node than the given one whose
+ * branch is prepared in this database; NULL if there is none.
+ */
+char *
+tpc_branch_other_name(const char *node)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *other = NULL;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT gid FROM pg_catalog.pg_prepared_xacts"
+					" WHERE database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	for (uint64 i = 0; i < SPI_processed && other == NULL; i++)
+	{
+		char	   *gid = SPI_getvalue(SPI_tuptable->vals[i],
+									   SPI_tuptable->tupdesc, 1);
+		char	   *last = gid != NULL ? strrchr(gid, ':') : NULL;
+		TpcGlobalId id;
+
+		if (last != NULL && strcmp(last + 1, node) != 0 &&
+			tpc_branch_gid_parse(gid, last + 1, &id))
+			other = MemoryContextStrdup(caller, last + 1);
+	}
+	SPI_finish();
+	return other;
+}
+
 /*
  * tpc_branch_prepared: the branches of this node that are prepared, as
- * TpcPreparedBranch * in the caller's context.
+ * TpcPreparedBranch * in the caller's context; of any node this database has
+ * been if node is NULL.
  */
 List *
 tpc_branch_prepared(const char *node)
@@ -265,7 +314,8 @@ tpc_branch_prepared(const char *node)
 
 /*
  * tpc_incident_report: list something a person has to look at; again for the
- * same thing only moves its last_at.  In the current transaction.
+ * same thing only moves its last_at.  In the current transaction.  What can
+ * be made up by whoever may publish is not listed without end.
  */
 void
 tpc_incident_report(const TpcGlobalId *id, const char *kind, const char *node,
@@ -282,7 +332,9 @@ tpc_incident_report(const TpcGlobalId *id, const char *kind, const char *node,
 	values[3] = CStringGetTextDatum(detail);
 	SPI_connect();
 	tpc_spi_execute("INSERT INTO tpc_amqp.incident"
-					" VALUES ($1, $2, $3, pg_catalog.now(), pg_catalog.now(), $4)"
+					" SELECT $1, $2, $3, pg_catalog.now(), pg_catalog.now(), $4"
+					" WHERE (SELECT pg_catalog.count(*) FROM tpc_amqp.incident)"
+					" OPERATOR(pg_catalog.<) 10000"
 					" ON CONFLICT (gtid, kind, node)"
 					" DO UPDATE SET last_at = excluded.last_at,"
 					" detail = excluded.detail",

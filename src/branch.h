@@ -43,6 +43,8 @@ extern bool tpc_branch_below_floor(const TpcGlobalId *id,
 extern bool tpc_branch_advance_floor(const char *coordinator,
 									 const char *sender,
 									 const TpcGtid *floor);
+extern bool tpc_branch_gid_exists(const char *gid);
+extern char *tpc_branch_other_name(const char *node);
 extern List *tpc_branch_prepared(const char *node);
 extern void tpc_incident_report(const TpcGlobalId *id, const char *kind,
 								const char *node, const char *detail);

@@ -1571,7 +1571,7 @@ tpc_broker_open(const TpcBrokerParams *params, TpcBrokerError *error)
 	b->fd = -1;
 	b->phase = "connect";
 	b->verify_result = X509_V_OK;
-	b->max_body = Min(params->max_body, MaxAllocSize / 2);
+	tpc_broker_set_max_body(b, params->max_body);
 	b->read_needs = WL_SOCKET_READABLE;
 	b->write_needs = WL_SOCKET_WRITEABLE;
 	b->in_size = IN_SIZE;
@@ -2066,6 +2066,13 @@ int
 tpc_broker_socket(TpcBroker *b)
 {
 	return b->fd;
+}
+
+/* Bodies longer than this are skipped; counts from the next message on. */
+void
+tpc_broker_set_max_body(TpcBroker *b, size_t max_body)
+{
+	b->max_body = Min(max_body, MaxAllocSize / 2);
 }
 
 /*

@@ -87,6 +87,7 @@ extern TpcBroker *tpc_broker_open(const TpcBrokerParams *params,
 								  TpcBrokerError *error);
 extern void tpc_broker_close(TpcBroker *broker);
 extern int	tpc_broker_socket(TpcBroker *broker);
+extern void tpc_broker_set_max_body(TpcBroker *broker, size_t max_body);
 extern bool tpc_broker_next_event(TpcBroker *broker, TpcBrokerEvent *event);
 extern int	tpc_broker_wait_ms(TpcBroker *broker);
 extern bool tpc_broker_publish(TpcBroker *broker, const char *routing_key,

@@ -23,6 +23,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
@@ -34,22 +35,37 @@
 /* columns of decision */
 #define DECISION_GTID			1
 #define DECISION_PARTICIPANTS	2
-#define DECISION_ACKED			3
-#define DECISION_DECIDED_AT		4
-#define DECISION_NATTS			4
+#define DECISION_USERS			3
+#define DECISION_ACKED			4
+#define DECISION_DECIDED_AT		5
+#define DECISION_NATTS			5
 
 /* columns of incarnation */
 #define INCARNATION_INCARNATION	1
-#define INCARNATION_TIMELINE	2
-#define INCARNATION_STARTED_AT	3
-#define INCARNATION_FORGOTTEN	4
-#define INCARNATION_NATTS		4
+#define INCARNATION_NODE		2
+#define INCARNATION_SYSTEM		3
+#define INCARNATION_DATABASE	4
+#define INCARNATION_TIMELINE	5
+#define INCARNATION_STARTED_AT	6
+#define INCARNATION_FORGOTTEN	7
 
 static Datum
 gtid_datum(const TpcGtid *gtid, pg_uuid_t *space)
 {
 	tpc_gtid_to_bytes(gtid, space->data);
 	return UUIDPGetDatum(space);
+}
+
+/* The cluster's, as a numeric: it is an unsigned number of 64 bits. */
+static Datum
+system_identifier(void)
+{
+	char		text[32];
+
+	snprintf(text, sizeof(text), UINT64_FORMAT, GetSystemIdentifier());
+	return DirectFunctionCall3(numeric_in, CStringGetDatum(text),
+							   ObjectIdGetDatum(InvalidOid),
+							   Int32GetDatum(-1));
 }
 
 static ArrayType *
@@ -68,7 +84,7 @@ text_array(char **values, int n)
  * when (and only if) the transaction commits.
  */
 void
-tpc_decision_insert(const TpcGtid *gtid, char **participants,
+tpc_decision_insert(const TpcGtid *gtid, char **participants, char **users,
 					int nparticipants)
 {
 	Relation	rel = tpc_relation_open("decision", RowExclusiveLock);
@@ -80,6 +96,8 @@ tpc_decision_insert(const TpcGtid *gtid, char **participants,
 	values[DECISION_GTID - 1] = gtid_datum(gtid, &uuid);
 	values[DECISION_PARTICIPANTS - 1] =
 		PointerGetDatum(text_array(participants, nparticipants));
+	values[DECISION_USERS - 1] =
+		PointerGetDatum(text_array(users, nparticipants));
 	values[DECISION_ACKED - 1] =
 		PointerGetDatum(construct_empty_array(TEXTOID));
 	values[DECISION_DECIDED_AT - 1] =
@@ -96,6 +114,7 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 	bool		isnull;
 	Datum		datum;
 	Datum	   *elems;
+	int			nusers;
 	int			nacked;
 
 	datum = slot_getattr(slot, DECISION_GTID, &isnull);
@@ -107,6 +126,12 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 	row->participants = palloc(sizeof(char *) * Max(row->nparticipants, 1));
 	for (int i = 0; i < row->nparticipants; i++)
 		row->participants[i] = TextDatumGetCString(elems[i]);
+	datum = slot_getattr(slot, DECISION_USERS, &isnull);
+	deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elems, NULL, &nusers);
+	row->users = palloc(sizeof(char *) * Max(row->nparticipants, 1));
+	for (int i = 0; i < row->nparticipants; i++)
+		row->users[i] = i < nusers ? TextDatumGetCString(elems[i]) : "";
 	datum = slot_getattr(slot, DECISION_ACKED, &isnull);
 	deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false,
 					  TYPALIGN_INT, &elems, NULL, &nacked);
@@ -219,8 +244,8 @@ tpc_decision_note_acks(const TpcGtid *gtid, char **participants,
  *
  * Step C7.  The caller knows that all participants have acknowledged.  The
  * note (incarnation.forgotten) is what keeps outcome() from calling a
- * forgotten commit an abort; it is of the same transaction as the deletes.
- * Returns the number of rows deleted.
+ * forgotten commit an abort; it is of the same statement as the deletes, and
+ * only of what was there to delete.  Returns the number of rows deleted.
  */
 uint64
 tpc_decision_delete(const TpcGtid *gtids, int n)
@@ -230,6 +255,8 @@ tpc_decision_delete(const TpcGtid *gtids, int n)
 	Oid			types[1] = {UUIDARRAYOID};
 	Datum		values[1];
 	uint64		deleted;
+	TpcGtid    *high;
+	int			nhigh = 0;
 
 	for (int i = 0; i < n; i++)
 		elems[i] = gtid_datum(&gtids[i], &uuids[i]);
@@ -238,45 +265,102 @@ tpc_decision_delete(const TpcGtid *gtids, int n)
 												TYPALIGN_CHAR));
 	SPI_connect();
 	tpc_spi_execute("DELETE FROM tpc_amqp.decision"
-					" WHERE gtid OPERATOR(pg_catalog.=) ANY ($1)",
-					1, types, values, NULL, false, SPI_OK_DELETE);
+					" WHERE gtid OPERATOR(pg_catalog.=) ANY ($1)"
+					" RETURNING gtid",
+					1, types, values, NULL, false, SPI_OK_DELETE_RETURNING);
 	deleted = SPI_processed;
-	SPI_finish();
 
-	/* The highest of each incarnation, and there are seldom two. */
-	for (int i = 0; i < n; i++)
+	/* The highest of each incarnation; there are seldom two. */
+	high = palloc(sizeof(TpcGtid) * Max(deleted, 1));
+	for (uint64 i = 0; i < deleted; i++)
 	{
-		TpcGtid		high = gtids[i];
-		bool		first = true;
+		bool		isnull;
+		Datum		datum = SPI_getbinval(SPI_tuptable->vals[i],
+										  SPI_tuptable->tupdesc, 1, &isnull);
+		TpcGtid		gtid;
+		int			k;
+
+		if (!tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &gtid))
+			continue;
+		for (k = 0; k < nhigh; k++)
+		{
+			if (high[k].incarnation == gtid.incarnation)
+				break;
+		}
+		if (k == nhigh)
+			high[nhigh++] = gtid;
+		else if (tpc_gtid_compare(&high[k], &gtid) < 0)
+			high[k] = gtid;
+	}
+	for (int k = 0; k < nhigh; k++)
+	{
 		Oid			note_types[2] = {INT8OID, UUIDOID};
 		Datum		note[2];
 		pg_uuid_t	uuid;
 
-		for (int j = 0; j < n; j++)
-		{
-			if (gtids[j].incarnation != high.incarnation)
-				continue;
-			if (j < i)
-				first = false;
-			if (tpc_gtid_compare(&gtids[j], &high) > 0)
-				high = gtids[j];
-		}
-		if (!first)
-			break;
-		note[0] = Int64GetDatum((int64) high.incarnation);
-		note[1] = gtid_datum(&high, &uuid);
-		SPI_connect();
+		note[0] = Int64GetDatum((int64) high[k].incarnation);
+		note[1] = gtid_datum(&high[k], &uuid);
 		tpc_spi_execute("UPDATE tpc_amqp.incarnation SET forgotten = $2"
 						" WHERE incarnation OPERATOR(pg_catalog.=) $1"
 						" AND (forgotten IS NULL"
 						" OR forgotten OPERATOR(pg_catalog.<) $2)",
 						2, note_types, note, NULL, false, SPI_OK_UPDATE);
-		SPI_finish();
 	}
+	SPI_finish();
 	return deleted;
 }
 
-/* Whether this history has the incarnation; its timeline and forgotten. */
+/*
+ * tpc_decision_count_open: committed transactions that somebody has yet to
+ * acknowledge.
+ */
+int
+tpc_decision_count_open(void)
+{
+	int			n;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT 1 FROM tpc_amqp.transactions"
+					" WHERE state OPERATOR(pg_catalog.=) 'committed'"
+					" AND missing OPERATOR(pg_catalog.<>) '{}'",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	n = (int) SPI_processed;
+	SPI_finish();
+	return n;
+}
+
+/*
+ * tpc_decision_check_name: raise if this database has decisions that went out
+ * under another node name than the given one: participants know their
+ * transaction by that name.
+ */
+void
+tpc_decision_check_name(const char *name)
+{
+	char	   *other = NULL;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT node FROM tpc_amqp.incarnation"
+					" WHERE EXISTS (SELECT 1 FROM tpc_amqp.decision"
+					" WHERE participants OPERATOR(pg_catalog.<>) '{}')"
+					" ORDER BY incarnation DESC LIMIT 1",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	if (SPI_processed == 1)
+		other = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (other != NULL && strcmp(other, name) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("node \"%s\" has committed transactions that are not acknowledged by all",
+						other),
+				 errhint("Attach as \"%s\" until view tpc_amqp.transactions is empty.",
+						 other)));
+	SPI_finish();
+}
+
+/*
+ * Whether this history has the incarnation, as one of this very database (not
+ * of one it was copied from); its timeline and forgotten.
+ */
 static bool
 incarnation_lookup(uint64 incarnation, TimeLineID *timeline,
 				   TpcGtid *forgotten)
@@ -298,7 +382,13 @@ incarnation_lookup(uint64 incarnation, TimeLineID *timeline,
 		bool		isnull;
 		Datum		datum;
 
-		found = true;
+		datum = heap_getattr(tuple, INCARNATION_SYSTEM,
+							 RelationGetDescr(rel), &isnull);
+		found = DatumGetBool(DirectFunctionCall2(numeric_eq, datum,
+												 system_identifier()));
+		datum = heap_getattr(tuple, INCARNATION_DATABASE,
+							 RelationGetDescr(rel), &isnull);
+		found = found && DatumGetObjectId(datum) == MyDatabaseId;
 		datum = heap_getattr(tuple, INCARNATION_TIMELINE,
 							 RelationGetDescr(rel), &isnull);
 		*timeline = (TimeLineID) DatumGetInt64(datum);
@@ -334,11 +424,17 @@ tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid, bool for_user)
 
 	memset(&facts, 0, sizeof(facts));
 
-	/* 1: a live backend */
+	/*
+	 * 1: a live backend.  Nobody can rightly ask for a number that has not
+	 * been given out; whoever does is not to get an answer to keep for later.
+	 */
 	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 	txn = tpc_txn_find(node->dbid, gtid);
 	facts.live = txn != NULL &&
 		(txn->state == TPC_TXN_ACTIVE || txn->state == TPC_TXN_PREPARING);
+	if (gtid->incarnation == pg_atomic_read_u64(&node->incarnation) &&
+		gtid->sequence > pg_atomic_read_u64(&node->sequence))
+		facts.live = true;
 	LWLockRelease(&tpc_shared->txns);
 	if (facts.live)
 		return tpc_protocol_outcome(&facts);
@@ -427,10 +523,11 @@ tpc_decision_floor(TpcNode *node, TpcGtid *floor)
  * commits, flushed, before a number of this incarnation is given out.
  */
 uint64
-tpc_incarnation_start(TimeLineID *timeline)
+tpc_incarnation_start(const char *name, TimeLineID *timeline)
 {
-	Oid			types[3] = {INT8OID, INT8OID, TIMESTAMPTZOID};
-	Datum		values[3];
+	Oid			types[6] = {INT8OID, TEXTOID, NUMERICOID, OIDOID, INT8OID,
+	TIMESTAMPTZOID};
+	Datum		values[6];
 	uint64		incarnation;
 	uint64		last = 0;
 	uint16		noise;
@@ -462,10 +559,14 @@ tpc_incarnation_start(TimeLineID *timeline)
 		incarnation = last + 1 + (noise & 0xFFF);
 
 	values[0] = Int64GetDatum((int64) incarnation);
-	values[1] = Int64GetDatum((int64) *timeline);
-	values[2] = TimestampTzGetDatum(now);
-	tpc_spi_execute("INSERT INTO tpc_amqp.incarnation VALUES ($1, $2, $3)",
-					3, types, values, NULL, false, SPI_OK_INSERT);
+	values[1] = CStringGetTextDatum(name);
+	values[2] = system_identifier();
+	values[3] = ObjectIdGetDatum(MyDatabaseId);
+	values[4] = Int64GetDatum((int64) *timeline);
+	values[5] = TimestampTzGetDatum(now);
+	tpc_spi_execute("INSERT INTO tpc_amqp.incarnation"
+					" VALUES ($1, $2, $3, $4, $5, $6)",
+					6, types, values, NULL, false, SPI_OK_INSERT);
 	SPI_finish();
 	return incarnation;
 }

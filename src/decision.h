@@ -20,12 +20,13 @@ typedef struct TpcDecisionRow
 	TpcGtid		gtid;
 	int			nparticipants;
 	char	  **participants;
+	char	  **users;			/* that voted for them */
 	bool	   *acked;			/* by participant, as far as it was noted */
 	TimestampTz decided_at;
 } TpcDecisionRow;
 
 extern void tpc_decision_insert(const TpcGtid *gtid, char **participants,
-								int nparticipants);
+								char **users, int nparticipants);
 extern bool tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row);
 extern List *tpc_decision_list(TimestampTz before);
 extern void tpc_decision_note_acks(const TpcGtid *gtid, char **participants,
@@ -34,6 +35,8 @@ extern uint64 tpc_decision_delete(const TpcGtid *gtids, int n);
 extern TpcOutcome tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid,
 									   bool for_user);
 extern void tpc_decision_floor(TpcNode *node, TpcGtid *floor);
-extern uint64 tpc_incarnation_start(TimeLineID *timeline);
+extern uint64 tpc_incarnation_start(const char *name, TimeLineID *timeline);
+extern int	tpc_decision_count_open(void);
+extern void tpc_decision_check_name(const char *name);
 
 #endif							/* TPC_DECISION_H */

@@ -165,8 +165,11 @@ tpc_failpoint(const char *name)
 					 * Not our latch: it may carry a wake-up meant for the
 					 * code around the failpoint.
 					 */
-					(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-									 10, PG_WAIT_EXTENSION);
+					if (WaitLatch(NULL, WL_TIMEOUT |
+								  (InterruptHoldoffCount == 0 ?
+								   WL_EXIT_ON_PM_DEATH : WL_POSTMASTER_DEATH),
+								  10, PG_WAIT_EXTENSION) & WL_POSTMASTER_DEATH)
+						break;	/* no place to exit from */
 					if (InterruptHoldoffCount == 0)
 						CHECK_FOR_INTERRUPTS();
 				}

@@ -48,7 +48,10 @@ typedef struct Unacked
 	bool		changed;		/* more than table decision says */
 	bool		forgettable;	/* all acknowledged; in the list of finished */
 	uint32		scan;			/* number of the scan that saw it last */
+	TimestampTz next;			/* when to send it again */
+	int			factor;			/* backoff */
 	char	  **participants;	/* in its own chunk of keeper_context */
+	char	  **users;			/* that voted for them */
 	bool	   *acked;
 } Unacked;
 
@@ -175,10 +178,12 @@ remember(const TpcDecisionRow *row)
 
 		/* one chunk: the array of names, the flags, the names */
 		for (int i = 0; i < row->nparticipants; i++)
-			size += strlen(row->participants[i]) + 1;
-		size += (sizeof(char *) + sizeof(bool)) * row->nparticipants;
+			size += strlen(row->participants[i]) + strlen(row->users[i]) + 2;
+		size += (2 * sizeof(char *) + sizeof(bool)) * row->nparticipants;
 		p = MemoryContextAllocZero(keeper_context, Max(size, 1));
 		entry->participants = (char **) p;
+		p += sizeof(char *) * row->nparticipants;
+		entry->users = (char **) p;
 		p += sizeof(char *) * row->nparticipants;
 		entry->acked = (bool *) p;
 		p += sizeof(bool) * row->nparticipants;
@@ -187,7 +192,12 @@ remember(const TpcDecisionRow *row)
 			entry->participants[i] = p;
 			strcpy(p, row->participants[i]);
 			p += strlen(p) + 1;
+			entry->users[i] = p;
+			strcpy(p, row->users[i]);
+			p += strlen(p) + 1;
 		}
+		entry->next = 0;
+		entry->factor = 1;
 		entry->nparticipants = row->nparticipants;
 		entry->nacked = 0;
 		entry->changed = false;
@@ -258,7 +268,8 @@ take_ack(const TpcItem *item)
 	{
 		for (int i = 0; i < entry->nparticipants; i++)
 		{
-			if (strcmp(entry->participants[i], item->peer) != 0)
+			if (strcmp(entry->participants[i], item->peer) != 0 ||
+				strcmp(entry->users[i], item->user_id) != 0)
 				continue;
 			asked = true;
 			if (entry->acked[i])
@@ -273,8 +284,8 @@ take_ack(const TpcItem *item)
 			tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
 		if (entry->nacked == entry->nparticipants && !entry->forgettable)
 		{
-			entry->forgettable = true;
 			add_finished(&entry->gtid);
+			entry->forgettable = true;
 		}
 	}
 	tpc_worker_end();
@@ -373,19 +384,25 @@ forget_due(TimestampTz now)
 	TPC_FAILPOINT("C7.after");
 }
 
-/* Wait, within a bound, until the messenger has taken what we left. */
-static void
-wait_for_outbox(void)
+/*
+ * room_in_outbox: wait, within a bound, until the messenger has taken what we
+ * left; false if it does not.  Not in a transaction: it can take seconds.
+ */
+static bool
+room_in_outbox(void)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 5000);
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 2000);
 
-	while (node->outbox_count > OUTBOX_LIMIT && GetCurrentTimestamp() < end &&
-		   !tpc_worker_should_exit(node))
+	while (node->outbox_count > OUTBOX_LIMIT)
 	{
+		if (GetCurrentTimestamp() >= end || node->link != TPC_LINK_UP ||
+			tpc_worker_should_exit(node))
+			return false;
 		(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 5,
 						 tpc_wait_event(&wait_event_outbox, "TpcAmqpOutbox"));
 		CHECK_FOR_INTERRUPTS();
 	}
+	return true;
 }
 
 static int
@@ -395,70 +412,108 @@ compare_gtids(const void *a, const void *b)
 							&((const TpcFinished *) b)->gtid);
 }
 
-/* Send decisions again that somebody has not acknowledged. */
-static void
-resend_decisions(TimestampTz before)
+/* Whether a recorded transaction is somebody else's to look after. */
+static bool
+looked_after(const TpcGtid *gtid, TpcFinished *finished, int nfinished)
 {
+	TpcFinished probe;
+	TpcTxn	   *txn;
+
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	txn = tpc_txn_find(node->dbid, gtid);
+	LWLockRelease(&tpc_shared->txns);
+	probe.gtid = *gtid;
+	return txn != NULL ||
+		bsearch(&probe, finished, nfinished, sizeof(TpcFinished),
+				compare_gtids) != NULL;
+}
+
+/* Send one decision to those that have not acknowledged it. */
+static void
+resend(Unacked *entry, TimestampTz now)
+{
+	for (int i = 0; i < entry->nparticipants; i++)
+	{
+		TpcMessage	msg;
+
+		if (entry->acked[i])
+			continue;
+		memset(&msg, 0, sizeof(msg));
+		msg.type = TPC_MSG_COMMIT;
+		strlcpy(msg.id.coordinator, node->name, sizeof(msg.id.coordinator));
+		msg.id.gtid = entry->gtid;
+		tpc_resolve_send(node, &msg, entry->participants[i], true, NULL);
+	}
+	entry->next = TimestampTzPlusMilliseconds(now,
+											  (int64) tpc_resolve_interval *
+											  entry->factor);
+	entry->factor = Min(entry->factor * 2, BACKOFF_LIMIT);
+}
+
+/* It has been waiting: let the table say for whom. */
+static void
+note_acks(Unacked *entry)
+{
+	begin_lazily();
+	tpc_decision_note_acks(&entry->gtid, entry->participants, entry->acked,
+						   entry->nparticipants);
+	tpc_worker_end();
+	entry->changed = false;
+}
+
+/*
+ * Send decisions again that somebody has not acknowledged; all: without
+ * backoff.  False if the messenger does not take them.
+ */
+static bool
+resend_decisions(TimestampTz now, bool all)
+{
+	TimestampTz before = all ? now :
+		TimestampTzPlusMilliseconds(now, -tpc_resolve_interval);
 	List	   *rows;
 	ListCell   *lc;
-	TpcFinished *sorted;
+	TpcFinished *finished;
+	int			nfinished = node->nfinished;
 	HASH_SEQ_STATUS seq;
 	Unacked    *unseen;
 
 	scan_number++;
-	begin_lazily();
+	tpc_worker_begin();
+	MemoryContextSwitchTo(turn_context);
 	rows = tpc_decision_list(before);
-	sorted = palloc_extended(sizeof(TpcFinished) * Max(node->nfinished, 1),
-							 MCXT_ALLOC_HUGE);
-	if (node->nfinished > 0)
-		memcpy(sorted, finished_list(),
-			   sizeof(TpcFinished) * node->nfinished);
-	qsort(sorted, node->nfinished, sizeof(TpcFinished), compare_gtids);
+	tpc_worker_end();
+	MemoryContextSwitchTo(turn_context);
+
+	finished = palloc_extended(sizeof(TpcFinished) * Max(nfinished, 1),
+							   MCXT_ALLOC_HUGE);
+	if (nfinished > 0)
+		memcpy(finished, finished_list(), sizeof(TpcFinished) * nfinished);
+	qsort(finished, nfinished, sizeof(TpcFinished), compare_gtids);
+
 	foreach(lc, rows)
 	{
 		TpcDecisionRow *row = lfirst(lc);
 		Unacked    *entry;
-		TpcTxn	   *txn;
-		TpcFinished probe;
 
-		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
-		txn = tpc_txn_find(node->dbid, &row->gtid);
-		LWLockRelease(&tpc_shared->txns);
-		if (txn != NULL)
-			continue;			/* the messenger looks after it */
-		probe.gtid = row->gtid;
-		if (bsearch(&probe, sorted, node->nfinished, sizeof(TpcFinished),
-					compare_gtids) != NULL)
+		if (looked_after(&row->gtid, finished, nfinished))
 			continue;
 		entry = remember(row);
-		if (entry->nacked == entry->nparticipants && !entry->forgettable)
+		if (entry->nacked == entry->nparticipants)
 		{
+			if (!entry->forgettable)
+				add_finished(&entry->gtid);
 			entry->forgettable = true;
-			add_finished(&entry->gtid);
+			continue;
 		}
-		for (int i = 0; i < entry->nparticipants; i++)
+		if (all || now >= entry->next)
 		{
-			TpcMessage	msg;
-
-			if (entry->acked[i])
-				continue;
-			memset(&msg, 0, sizeof(msg));
-			msg.type = TPC_MSG_COMMIT;
-			strlcpy(msg.id.coordinator, node->name,
-					sizeof(msg.id.coordinator));
-			msg.id.gtid = row->gtid;
-			tpc_resolve_send(node, &msg, entry->participants[i], true, NULL);
-			wait_for_outbox();
+			if (!room_in_outbox())
+				return false;
+			resend(entry, now);
 		}
-		if (entry->changed && !entry->forgettable)
-		{
-			/* it has been waiting: let the table say for whom */
-			tpc_decision_note_acks(&entry->gtid, entry->participants,
-								   entry->acked, entry->nparticipants);
-			entry->changed = false;
-		}
+		if (entry->changed)
+			note_acks(entry);
 	}
-	tpc_worker_end();
 
 	/* What a person has had forgotten, or was newer than this look. */
 	hash_seq_init(&seq, unacked);
@@ -467,10 +522,14 @@ resend_decisions(TimestampTz before)
 		if (unseen->scan != scan_number && !unseen->forgettable)
 			drop_unacked(unseen);
 	}
+	return true;
 }
 
-/* Have branches in doubt ask their coordinators; all: without backoff. */
-static void
+/*
+ * Have branches in doubt ask their coordinators; all: without backoff.  False
+ * if the messenger does not take it.
+ */
+static bool
 inquire(TimestampTz now, bool all)
 {
 	List	   *branches;
@@ -480,7 +539,11 @@ inquire(TimestampTz now, bool all)
 
 	scan_number++;
 	tpc_worker_begin();
+	MemoryContextSwitchTo(turn_context);
 	branches = tpc_branch_prepared(node->name);
+	tpc_worker_end();
+	MemoryContextSwitchTo(turn_context);
+
 	foreach(lc, branches)
 	{
 		TpcPreparedBranch *branch = lfirst(lc);
@@ -498,6 +561,8 @@ inquire(TimestampTz now, bool all)
 		}
 		if (!all && now < inquiry->next)
 			continue;
+		if (!room_in_outbox())
+			return false;
 		memset(&msg, 0, sizeof(msg));
 		msg.type = TPC_MSG_INQUIRY;
 		msg.id = branch->id;
@@ -507,9 +572,7 @@ inquire(TimestampTz now, bool all)
 			TimestampTzPlusMilliseconds(now, (int64) tpc_resolve_interval *
 										inquiry->factor);
 		inquiry->factor = Min(inquiry->factor * 2, BACKOFF_LIMIT);
-		wait_for_outbox();
 	}
-	tpc_worker_end();
 
 	hash_seq_init(&seq, inquiries);
 	while ((inquiry = hash_seq_search(&seq)) != NULL)
@@ -517,6 +580,7 @@ inquire(TimestampTz now, bool all)
 		if (inquiry->scan != scan_number)
 			hash_search(inquiries, inquiry->gid, HASH_REMOVE, NULL);
 	}
+	return true;
 }
 
 /* Move this node's floor, which its messages carry. */
@@ -556,14 +620,16 @@ tpc_housekeeper_turn(void)
 			(urgent || TimestampDifferenceExceeds(scanned_at, now,
 												  tpc_resolve_interval)))
 		{
-			seen_epoch = epoch;
-			seen_requests = requests;
 			scanned_at = now;
-			resend_decisions(urgent ? now :
-							 TimestampTzPlusMilliseconds(now,
-														 -tpc_resolve_interval));
-			MemoryContextReset(turn_context);
-			inquire(now, urgent);
+			if (resend_decisions(now, urgent))
+			{
+				MemoryContextReset(turn_context);
+				if (inquire(now, urgent))
+				{
+					seen_epoch = epoch;
+					seen_requests = requests;
+				}
+			}
 		}
 		forget_due(now);
 		if (pg_atomic_read_u64(&node->incarnation) != 0 &&

@@ -33,6 +33,7 @@
 
 #include "compat.h"
 #include "node.h"
+#include "option.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -123,9 +124,17 @@ scan_labels(void)
 static void
 follow_labels(void)
 {
-	List	   *databases = scan_labels();
+	List	   *databases;
 	ListCell   *lc;
 	bool		no_place = false;
+	bool	   *was_attached = palloc0(sizeof(bool) * tpc_max_nodes);
+
+	/* One that is attached while we look need not be in what we see. */
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	for (int i = 0; i < tpc_max_nodes; i++)
+		was_attached[i] = tpc_shared->nodes[i].state == TPC_NODE_ATTACHED;
+	LWLockRelease(&tpc_shared->control);
+	databases = scan_labels();
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	foreach(lc, databases)
@@ -160,7 +169,7 @@ follow_labels(void)
 		TpcNode    *node = &tpc_shared->nodes[i];
 		bool		labelled = false;
 
-		if (node->state != TPC_NODE_ATTACHED)
+		if (node->state != TPC_NODE_ATTACHED || !was_attached[i])
 			continue;
 		foreach(lc, databases)
 		{
@@ -182,6 +191,7 @@ follow_labels(void)
 		too_many_logged = true;
 	}
 	list_free_deep(databases);
+	pfree(was_attached);
 }
 
 /* Start a worker unless it runs or was asked for just now. */
@@ -223,15 +233,27 @@ keep_running(TpcNode *node, TimestampTz now)
 			kill(node->prepare[i].pid, SIGTERM);
 	}
 
-	if (!ok && !node->no_slots_logged)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("out of background worker slots for node \"%s\"",
-						node->name),
-				 errdetail("It needs %d processes.",
-						   1 + tpc_prepare_workers + tpc_resolve_workers),
-				 errhint("You might need to increase \"max_worker_processes\".")));
-	node->no_slots_logged = !ok;
+	node->no_slots = !ok;
+}
+
+/* Say once, and not while holding a lock, that workers are missing. */
+static void
+report_missing_workers(void)
+{
+	for (int i = 0; i < tpc_max_nodes; i++)
+	{
+		TpcNode    *node = &tpc_shared->nodes[i];
+
+		if (node->no_slots && !node->no_slots_logged)
+			ereport(WARNING,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("out of background worker slots for node \"%s\"",
+							node->name),
+					 errdetail("It needs %d processes.",
+							   1 + tpc_prepare_workers + tpc_resolve_workers),
+					 errhint("You might need to increase \"max_worker_processes\".")));
+		node->no_slots_logged = node->no_slots;
+	}
 }
 
 /* Free what a node's transactions and queues hold, when its workers are gone. */
@@ -300,7 +322,12 @@ wind_down(TpcNode *node)
 	if (!clear_node(node))
 		return;
 	if (DsaPointerIsValid(node->attach_params))
+	{
+		/* it holds the password */
+		memset(dsa_get_address(tpc_area(), node->attach_params), 0,
+			   sizeof(TpcConnInfo));
 		dsa_free(tpc_area(), node->attach_params);
+	}
 	node->attach_params = InvalidDsaPointer;
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	if (DsaPointerIsValid(node->finished))
@@ -314,6 +341,7 @@ wind_down(TpcNode *node)
 	node->broker[0] = '\0';
 	node->blocked = false;
 	node->connected_since = 0;
+	node->no_slots = false;
 	node->no_slots_logged = false;
 	tpc_node_init_workers(node);
 	memset(&node->floor, 0, sizeof(node->floor));
@@ -357,6 +385,7 @@ look_after_nodes(void)
 		}
 	}
 	LWLockRelease(&tpc_shared->control);
+	report_missing_workers();
 	return moving;
 }
 
@@ -366,6 +395,7 @@ tpc_launcher_main(Datum arg)
 	TimestampTz scanned_at = 0;
 
 	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, SIG_IGN);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);

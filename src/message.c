@@ -349,7 +349,7 @@ tpc_message_fill_wire(const TpcMessage *msg, TpcWire *wire,
 		tpc_uuid_to_text(&msg->floor, scratch->floor);
 		wire->floor = slice_of(scratch->floor);
 	}
-	if (msg->type == TPC_MSG_PREPARE)
+	if (msg->timeout_ms > 0)
 	{
 		snprintf(scratch->expiration, sizeof(scratch->expiration), "%d",
 				 msg->timeout_ms);

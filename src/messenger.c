@@ -54,6 +54,12 @@
 /* Complaints about the broker are logged this often at most. */
 #define LOG_INTERVAL_MS			60000
 #define PREFETCH_DECISION		2000
+/* tpc_amqp.max_payload is of what users pass; votes have texts, too. */
+#define MAX_BODY				((size_t) tpc_max_payload * 1024 + 16384)
+/* A repeated decision expires after so many times resolve_interval. */
+#define RESENT_LIFETIME			12
+/* What is not a prepare has no business to be larger than this. */
+#define MAX_SMALL_BODY			16384
 /* Coordinators whose floor is remembered. */
 #define MAX_FLOORS				10000
 
@@ -82,6 +88,7 @@ static bool blocked = false;
 static TimestampTz next_attempt = 0;
 static int	backoff_ms = 0;
 static TimestampTz failure_logged_at = 0;
+static TimestampTz options_logged_at = 0;
 static TimestampTz bad_logged_at = 0;
 static uint64 bad_unlogged = 0;
 static TimestampTz housekeeping_at = 0;
@@ -96,6 +103,7 @@ static volatile sig_atomic_t options_changed = false;
 static uint32 wait_event_main = 0;
 
 static void handle_sigterm(SIGNAL_ARGS);
+static bool read_options(void);
 
 /* ---------- connection ---------- */
 
@@ -264,7 +272,7 @@ try_connect(void)
 	params.prefetch_prepare = Min(Max(16, 4 * tpc_prepare_workers),
 								  tpc_max_transactions);
 	params.prefetch_decision = PREFETCH_DECISION;
-	params.max_body = (size_t) tpc_max_payload * 1024 + 16384;
+	params.max_body = MAX_BODY;
 	params.node = node->name;
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
@@ -302,9 +310,51 @@ go_live(void)
 					node->name, node->broker)));
 }
 
-/* (Re)read where the broker is.  False if this database is no node. */
+/*
+ * (Re)read where the broker is.  False if this database is no node.  If that
+ * cannot be read (the server or the mapping was dropped), *ok is false.
+ */
 static bool
-load_options(void)
+load_options(volatile bool *ok)
+{
+	volatile bool attached = true;
+	MemoryContext old = CurrentMemoryContext;
+
+	*ok = true;
+	PG_TRY();
+	{
+		attached = read_options();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(turn_context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		if (options_logged_at == 0 ||
+			TimestampDifferenceExceeds(options_logged_at,
+									   GetCurrentTimestamp(),
+									   LOG_INTERVAL_MS))
+			ereport(LOG,
+					(errcode(edata->sqlerrcode),
+					 errmsg("node \"%s\" does not know its broker: %s",
+							node->name, edata->message)));
+		options_logged_at = GetCurrentTimestamp();
+		set_last_error(edata->sqlerrcode, edata->message);
+		set_link(TPC_LINK_DOWN);
+		*ok = false;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	return attached;
+}
+
+static bool
+read_options(void)
 {
 	bool		attached;
 
@@ -420,9 +470,12 @@ push_forget(void)
 		return;
 	memset(&head, 0, sizeof(head));
 	head.kind = TPC_ITEM_FORGET;
-	item = tpc_item_make(&head, (char *) forget, nforget * sizeof(TpcGtid));
-	tpc_queue_push(node, &node->chores, item);
+	item = tpc_item_try_make(&head, (char *) forget,
+							 nforget * sizeof(TpcGtid));
 	nforget = 0;
+	if (!DsaPointerIsValid(item))
+		return;					/* then they are sent and acknowledged again */
+	tpc_queue_push(node, &node->chores, item);
 	tpc_wake_lead(node);
 }
 
@@ -575,6 +628,10 @@ serve_outbox(void)
 			TpcMessage	msg;
 
 			message_init(&msg, item->type, &item->id);
+
+			/* the next one follows by then: let them not pile up */
+			if (item->counts_resent)
+				msg.timeout_ms = RESENT_LIFETIME * tpc_resolve_interval;
 			(void) publish(&msg, item->peer,
 						   item->type == TPC_MSG_COMMIT ||
 						   item->type == TPC_MSG_ROLLBACK ||
@@ -732,6 +789,7 @@ pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
 		TpcItemQueue *queue, bool lead_only)
 {
 	TpcItem		head;
+	dsa_pointer item;
 
 	memset(&head, 0, sizeof(head));
 	head.kind = TPC_ITEM_MESSAGE;
@@ -746,9 +804,15 @@ pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
 		head.delivery_tag = event->delivery_tag;
 		head.epoch = epoch;
 	}
-	tpc_queue_push(node, queue,
-				   tpc_item_make(&head, event->wire.body.ptr,
-								 (uint32) event->wire.body.len));
+	item = tpc_item_try_make(&head, event->wire.body.ptr,
+							 (uint32) event->wire.body.len);
+	if (!DsaPointerIsValid(item))
+	{
+		/* it comes again: sent or asked for anew */
+		ack_delivery(event);
+		return;
+	}
+	tpc_queue_push(node, queue, item);
 	if (lead_only)
 		tpc_wake_lead(node);
 	else
@@ -888,7 +952,7 @@ take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
 	TPC_FAILPOINT("C6.ack");
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	txn = tpc_txn_find(node->dbid, &msg->id.gtid);
-	if (txn == NULL || !plain)
+	if (txn == NULL)
 		pass = true;			/* the lead resolver looks into the table */
 	else if ((part = find_participant(txn, msg->from)) == NULL)
 		why = "an acknowledgement from a node that was not asked";
@@ -896,6 +960,8 @@ take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
 		why = "an acknowledgement of a transaction that is not committed";
 	else if (strcmp(part->user_id, msg->user_id) != 0)
 		why = "an acknowledgement that is not from who voted";
+	else if (!plain)
+		pass = true;			/* a person has to hear of it */
 	else if (part->vote == TPC_PART_YES && !part->acked)
 	{
 		part->acked = true;
@@ -982,8 +1048,10 @@ take_delivery(const TpcBrokerEvent *event)
 	const char *why = NULL;
 
 	tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
-	if (event->kind == TPC_EVENT_OVERSIZED)
-		why = "it is larger than tpc_amqp.max_payload";
+	if (event->kind == TPC_EVENT_OVERSIZED ||
+		(event->queue != TPC_QUEUE_PREPARE &&
+		 event->wire.body.len > MAX_SMALL_BODY))
+		why = "it is too large";
 	else if (tpc_message_decode_envelope(&event->wire, &msg, &why))
 	{
 		switch (msg.type)
@@ -1123,6 +1191,7 @@ tell_floors(void)
 	while ((entry = hash_seq_search(&seq)) != NULL)
 	{
 		TpcItem		head;
+		dsa_pointer item;
 
 		if (entry->told)
 			continue;
@@ -1132,7 +1201,10 @@ tell_floors(void)
 		strlcpy(head.user_id, entry->key.user_id, sizeof(head.user_id));
 		head.floor = entry->floor;
 		head.has_floor = true;
-		tpc_queue_push(node, &node->chores, tpc_item_make(&head, NULL, 0));
+		item = tpc_item_try_make(&head, NULL, 0);
+		if (!DsaPointerIsValid(item))
+			continue;			/* next time */
+		tpc_queue_push(node, &node->chores, item);
 		entry->told = true;
 	}
 }
@@ -1235,7 +1307,7 @@ start_incarnation(void)
 	if (pg_atomic_read_u64(&node->incarnation) != 0)
 		return;
 	tpc_worker_begin();
-	incarnation = tpc_incarnation_start(&timeline);
+	incarnation = tpc_incarnation_start(node->name, &timeline);
 	ForceSyncCommit();
 	tpc_worker_end();
 	node->timeline = timeline;
@@ -1249,6 +1321,8 @@ void
 tpc_messenger_main(Datum arg)
 {
 	HASHCTL		info;
+	bool		attached;
+	volatile bool options_known;
 
 	node = tpc_worker_attach(arg, NULL, NULL);
 	pqsignal(SIGTERM, handle_sigterm);
@@ -1267,7 +1341,8 @@ tpc_messenger_main(Datum arg)
 
 	if (node->state == TPC_NODE_ATTACHING)
 		serve_attach();
-	if (!load_options())
+	attached = load_options(&options_known);
+	if (!attached)
 	{
 		/* a label without a row: a restored copy */
 		ereport(LOG,
@@ -1303,20 +1378,28 @@ tpc_messenger_main(Datum arg)
 
 		if (broker == NULL && GetCurrentTimestamp() >= next_attempt)
 		{
-			if (options_changed)
+			/* a change made right before the connection was lost counts */
+			StartTransactionCommand();
+			CommitTransactionCommand();
+			MemoryContextSwitchTo(turn_context);
+			if (options_changed || !options_known)
 			{
 				options_changed = false;
-				(void) load_options();
-				MemoryContextSwitchTo(turn_context);
+				(void) load_options(&options_known);
 			}
-			if (try_connect())
+			if (!options_known)
+				schedule_attempt();
+			else if (try_connect())
 				go_live();
 		}
 		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 		own_floor = node->floor;
 		LWLockRelease(&tpc_shared->txns);
 		if (broker != NULL)
+		{
+			tpc_broker_set_max_body(broker, MAX_BODY);
 			more = receive();
+		}
 		serve_transactions();
 		serve_outbox();
 		if (broker != NULL && !tpc_broker_flush(broker))

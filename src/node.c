@@ -33,6 +33,7 @@
 
 #include "branch.h"
 #include "compat.h"
+#include "decision.h"
 #include "node.h"
 #include "option.h"
 #include "relation.h"
@@ -160,6 +161,10 @@ tpc_node_ready(void)
 	TimestampTz deadline = 0;
 
 	tpc_shmem_require();
+	if (detached_in != InvalidSubTransactionId)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this transaction has detached the database")));
 	for (;;)
 	{
 		TpcNode    *node;
@@ -187,6 +192,11 @@ tpc_node_ready(void)
 
 			if (!tpc_local_node_read(&local))
 				raise_not_attached();
+			if (RecoveryInProgress())
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("recovery is in progress"),
+						 errhint("The node works on the primary server.")));
 			deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												   tpc_prepare_timeout);
 		}
@@ -222,6 +232,7 @@ claim_node(const char *name)
 		bool		name_taken = false;
 		bool		stopping;
 
+		free_node = NULL;
 		LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 		node = tpc_node_find(MyDatabaseId);
 		stopping = node != NULL && node->state == TPC_NODE_STOPPING;
@@ -288,6 +299,20 @@ claim_node(const char *name)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+}
+
+/* Raise if branches are in doubt here that belong to another node name. */
+static void
+check_branches_name(const char *name)
+{
+	char	   *other = tpc_branch_other_name(name);
+
+	if (other != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("this database has branches in doubt of node \"%s\"",
+						other),
+				 errhint("Attach as \"%s\" until they are finished.", other)));
 }
 
 /* Wait for the messenger to say that it has connected, or why not. */
@@ -378,6 +403,8 @@ tpc_attach(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this transaction has attached or detached the database already"),
 				 errhint("Commit first.")));
+	tpc_decision_check_name(name);
+	check_branches_name(name);
 
 	params = tpc_area_alloc(sizeof(info));
 	memcpy(dsa_get_address(tpc_area(), params), &info, sizeof(info));
@@ -456,6 +483,11 @@ tpc_detach(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this transaction has attached the database"),
 				 errhint("Roll it back instead.")));
+	if (tpc_txn_has_calls())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this transaction has called other nodes"),
+				 errhint("Commit first.")));
 	if (!tpc_local_node_read(&local))
 		raise_not_attached();
 

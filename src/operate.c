@@ -104,6 +104,8 @@ tpc_resolve(PG_FUNCTION_ARGS)
  *
  * Drop what this node keeps about a transaction it committed, and incidents
  * of it; whether there was anything.  In force when the transaction commits.
+ * For a participant that will never come back: any other that has yet to
+ * apply it would be told to roll back, hence the warning.
  */
 PG_FUNCTION_INFO_V1(tpc_forget);
 Datum
@@ -121,6 +123,7 @@ tpc_forget(PG_FUNCTION_ARGS)
 	{
 		TpcTxn	   *txn;
 		bool		live;
+		TpcDecisionRow row;
 
 		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 		txn = tpc_txn_find(node->dbid, &id.gtid);
@@ -131,8 +134,19 @@ tpc_forget(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("transaction is not decided yet")));
-		if (tpc_decision_delete(&id.gtid, 1) > 0)
+		if (tpc_decision_lookup(&id.gtid, &row))
+		{
+			for (int i = 0; i < row.nparticipants; i++)
+			{
+				if (!row.acked[i])
+					ereport(WARNING,
+							(errmsg("node \"%s\" is not known to have applied the transaction",
+									row.participants[i]),
+							 errdetail("A branch that is still prepared there will be rolled back.")));
+			}
+			(void) tpc_decision_delete(&id.gtid, 1);
 			forgot = true;
+		}
 	}
 	PG_RETURN_BOOL(forgot);
 }

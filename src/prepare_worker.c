@@ -18,7 +18,10 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "commands/async.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -28,6 +31,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
@@ -64,7 +68,15 @@ typedef enum WorkResult
 	WORK_DROP					/* repeated prepare of a finished branch */
 } WorkResult;
 
+/* The vote for which the memory is set aside. */
+static const char no_memory_vote[] =
+	"{\"vote\":\"no\",\"error\":{\"sqlstate\":\"53200\","
+	"\"message\":\"out of shared memory for messages\"}}";
+
 static TpcNode *node;
+static dsa_pointer reserve = InvalidDsaPointer;
+static bool statement_may_write = false;	/* since the job began */
+static ExecutorStart_hook_type prev_executor_start = NULL;
 static Work *current_work = NULL;	/* from taking a job to its vote */
 static volatile bool current_prepared;	/* its PREPARE is durable */
 static MemoryContext job_context = NULL;	/* reset per job */
@@ -103,7 +115,7 @@ take_job(Work *work)
 static bool
 job_waiting(void)
 {
-	return !dlist_is_empty(&node->job_queue);
+	return DsaPointerIsValid(reserve) && !dlist_is_empty(&node->job_queue);
 }
 
 /* Whether the coordinator has rolled it back meanwhile. */
@@ -141,7 +153,10 @@ finish_job(const Work *work, dsa_pointer vote)
 	TPC_FAILPOINT("P4.after");
 }
 
-/* A vote for the messenger; error for a no, publish false for none at all. */
+/*
+ * make_vote: a vote for the messenger; error for a no, publish false for none
+ * at all.  InvalidDsaPointer if there is no shared memory for it.
+ */
 static dsa_pointer
 make_vote(const Work *work, bool publish, TpcVote vote,
 		  const TpcRemoteError *error)
@@ -167,7 +182,46 @@ make_vote(const Work *work, bool publish, TpcVote vote,
 	head.publish = publish;
 	head.ack_delivery = true;
 	head.ack_queue = TPC_QUEUE_PREPARE;
-	return tpc_item_make(&head, body.data, body.len);
+	return tpc_item_try_make(&head, body.data, body.len);
+}
+
+/*
+ * make_last_vote: the vote of a job that is over.  If there is no memory for
+ * it, the place that was set aside takes a short one (a no, or none at all).
+ */
+static dsa_pointer
+make_last_vote(const Work *work, bool publish, TpcVote vote,
+			   const TpcRemoteError *error)
+{
+	dsa_pointer p = make_vote(work, publish, vote, error);
+	TpcItem    *item;
+
+	if (DsaPointerIsValid(p))
+		return p;
+	p = reserve;
+	reserve = InvalidDsaPointer;
+	item = dsa_get_address(tpc_area(), p);
+	memset(item, 0, offsetof(TpcItem, body));
+	item->kind = TPC_ITEM_MESSAGE;
+	item->type = TPC_MSG_VOTE;
+	item->id = work->id;
+	strlcpy(item->peer, work->id.coordinator, sizeof(item->peer));
+	item->ack_delivery = true;
+	item->ack_queue = TPC_QUEUE_PREPARE;
+	item->publish = vote == TPC_VOTE_NO;
+	strcpy(item->body, no_memory_vote);
+	item->len = strlen(no_memory_vote);
+	return p;
+}
+
+/* Have the place for a last vote.  False if there is none at present. */
+static bool
+have_reserve(void)
+{
+	if (!DsaPointerIsValid(reserve))
+		reserve = tpc_area_try_alloc(offsetof(TpcItem, body) +
+									 sizeof(no_memory_vote));
+	return DsaPointerIsValid(reserve);
 }
 
 /* Leave nothing of one handler's session state to the next. */
@@ -252,7 +306,15 @@ run_branch(const Work *work)
 		case TPC_PREPARE_RUN:
 			break;
 		case TPC_PREPARE_VOTE_AGAIN:
-			return WORK_VOTE_AGAIN;
+
+			/*
+			 * Only for one that is really prepared (a row in progress may be
+			 * that of a transaction that is failing), and to who sent it.
+			 */
+			if (strcmp(row.sender, work->user_id) == 0 &&
+				tpc_branch_gid_exists(row.gid))
+				return WORK_VOTE_AGAIN;
+			return WORK_DROP;
 		case TPC_PREPARE_DROP:
 			return WORK_DROP;
 		case TPC_PREPARE_REFUSE:
@@ -283,26 +345,48 @@ run_branch(const Work *work)
 								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
 								 false);
 	}
+	/* A yes is to hold after a failover as well. */
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
+		(void) set_config_option("synchronous_commit", "on", PGC_SUSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+								 false);
+
 	/* Leave time for the no to arrive before the coordinator gives up. */
 	enable_timeout_after(STATEMENT_TIMEOUT, Max(1, left_ms - left_ms / 10));
 
+	statement_may_write = false;
 	TPC_FAILPOINT("P2.before");
 	run_calls(work);
 	TPC_FAILPOINT("P2.after");
 
-	/* With calls of its own it has participants of its own to wait for. */
+	/*
+	 * Deferred triggers fire now, under the role of the last handler and
+	 * within the deadline.  What follows runs no user code, so it runs as
+	 * ourselves: the prepared transaction is not to belong to that role,
+	 * which could finish it against the decision.
+	 */
+	AfterTriggerFireDeferred();
+	CommandCounterIncrement();
+	SetUserIdAndSecContext(save_userid, save_sec_context);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	CHECK_FOR_INTERRUPTS();
+
+	/*
+	 * With calls of its own it has participants of its own to wait for.  A
+	 * statement that is more than a query may have written elsewhere (a
+	 * foreign table), which PREPARE knows to refuse.
+	 */
 	writes = TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
-		tpc_txn_has_calls();
+		tpc_txn_has_calls() || statement_may_write;
 	if (!writes)
 	{
-		/* raises if there is a LISTEN or NOTIFY, as PREPARE would */
+		/* these raise for WITH HOLD, LISTEN and NOTIFY, as PREPARE would */
+		(void) PreCommit_Portals(true);
 		AtPrepare_Notify();
 		PopActiveSnapshot();
 		if (!EndTransactionBlock(false))
 			elog(ERROR, "could not end the transaction");
-		disable_timeout(STATEMENT_TIMEOUT, false);
 		CommitTransactionCommand();
-		SetUserIdAndSecContext(save_userid, save_sec_context);
 		return WORK_READ_ONLY;
 	}
 
@@ -317,16 +401,8 @@ run_branch(const Work *work)
 	TPC_FAILPOINT("P3.before");
 	if (!PrepareTransactionBlock(work->gid))
 		elog(ERROR, "could not prepare the transaction");
-
-	/*
-	 * Deferred triggers fire in here, under the role of the last handler and
-	 * within the deadline.  A cancel that comes too late for them is held off
-	 * by the server until after PREPARE; see below.
-	 */
 	CommitTransactionCommand();
 	current_prepared = true;
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	SetUserIdAndSecContext(save_userid, save_sec_context);
 	TPC_FAILPOINT("P3.after");
 	return WORK_PREPARED;
 }
@@ -339,14 +415,43 @@ explain_cancel(const Work *work, int sqlerrcode, TpcRemoteError *error)
 		return;
 	if (cancelled(work))
 		error->message = "the coordinator has rolled the transaction back";
-	else if (get_timeout_indicator(STATEMENT_TIMEOUT, false) ||
-			 TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-											 work->deadline) <= 0)
+	else if (GetCurrentTimestamp() >= get_timeout_finish_time(STATEMENT_TIMEOUT))
 	{
 		error->detail = error->message;
 		error->message = "the handlers did not finish before the transaction's deadline";
 		error->hint = "Increase \"tpc_amqp.prepare_timeout\" at the coordinator if they need longer.";
 	}
+}
+
+/*
+ * describe_error: the reason of a no-vote, in UTF-8.  Converting may need the
+ * catalogs, so a transaction; if it fails, the SQLSTATE has to do.
+ */
+static void
+describe_error(const Work *work, ErrorData *edata, TpcRemoteError *error)
+{
+	PG_TRY();
+	{
+		StartTransactionCommand();
+		MemoryContextSwitchTo(job_context);
+		tpc_report_from_error_data(edata, error);
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(job_context);
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(job_context);
+		memset(error, 0, sizeof(*error));
+		strlcpy(error->sqlstate, unpack_sql_state(edata->sqlerrcode),
+				sizeof(error->sqlstate));
+		error->message = "the error cannot be represented in UTF-8";
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	explain_cancel(work, edata->sqlerrcode, error);
 }
 
 /* One job from its transaction's start to its vote. */
@@ -355,7 +460,7 @@ run_job(Work *work)
 {
 	volatile WorkResult result = WORK_REFUSED;
 	dsa_pointer yes;
-	dsa_pointer vote;
+	ErrorData  *volatile edata = NULL;
 	TpcRemoteError error;
 	MemoryContext old = MemoryContextSwitchTo(job_context);
 	Oid			save_userid;
@@ -370,6 +475,10 @@ run_job(Work *work)
 
 	PG_TRY();
 	{
+		if (!DsaPointerIsValid(yes))
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of shared memory for messages")));
 		result = run_branch(work);
 		if (result == WORK_VOTE_AGAIN || result == WORK_DROP)
 		{
@@ -381,8 +490,6 @@ run_job(Work *work)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
-
 		HOLD_INTERRUPTS();
 		disable_timeout(STATEMENT_TIMEOUT, false);
 		QueryCancelPending = false;
@@ -393,20 +500,10 @@ run_job(Work *work)
 		AbortOutOfAnyTransaction();
 		LWLockReleaseAll();
 		SetUserIdAndSecContext(save_userid, save_sec_context);
-		MemoryContextSwitchTo(job_context);
-		if (current_prepared)
-			result = WORK_PREPARED;
-		else
-		{
-			tpc_report_from_error_data(edata, &error);
-			explain_cancel(work, edata->sqlerrcode, &error);
-		}
+		result = current_prepared ? WORK_PREPARED : WORK_REFUSED;
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
-
-	/* A cancel or deadline that came after the branch was finished. */
-	QueryCancelPending = false;
 	MemoryContextSwitchTo(job_context);
 
 	switch (result)
@@ -416,50 +513,74 @@ run_job(Work *work)
 			/* FALLTHROUGH */
 		case WORK_VOTE_AGAIN:
 			finish_job(work, yes);
+			yes = InvalidDsaPointer;
 			break;
 		case WORK_READ_ONLY:
 			tpc_node_count(node, TPC_STAT_BRANCHES_READ_ONLY, 1);
-			vote = make_vote(work, true, TPC_VOTE_READ_ONLY, NULL);
-			dsa_free(tpc_area(), yes);
-			finish_job(work, vote);
+			finish_job(work, make_last_vote(work, true, TPC_VOTE_READ_ONLY,
+											NULL));
 			break;
 		case WORK_DROP:
-			vote = make_vote(work, false, TPC_VOTE_YES, NULL);
-			dsa_free(tpc_area(), yes);
-			finish_job(work, vote);
+			finish_job(work, make_last_vote(work, false, TPC_VOTE_YES, NULL));
 			break;
 		case WORK_REFUSED:
+			describe_error(work, edata, &error);
 			tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
-			vote = make_vote(work, true, TPC_VOTE_NO, &error);
-			dsa_free(tpc_area(), yes);
-			finish_job(work, vote);
+			finish_job(work, make_last_vote(work, true, TPC_VOTE_NO, &error));
 			break;
 	}
+	if (DsaPointerIsValid(yes))
+		dsa_free(tpc_area(), yes);
 	reset_session();
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(job_context);
+
+	/* A cancel that came when there was nothing left to cancel. */
+	QueryCancelPending = false;
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-/* Terminated in the middle of a job: say so, rather than stay silent. */
+/*
+ * Terminated in the middle of a job: say so, rather than stay silent.  The
+ * transaction is over by now (this is called after the server's own exit
+ * callback): a no must not be out while its locks and row are still there.
+ */
 static void
 vote_at_exit(int code, Datum arg)
 {
 	Work	   *work = current_work;
 	TpcRemoteError error;
 
-	if (work == NULL)
+	if (work == NULL || !DsaPointerIsValid(reserve))
 		return;
 	current_work = NULL;
-	LWLockReleaseAll();
 	memset(&error, 0, sizeof(error));
 	strlcpy(error.sqlstate, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN),
 			sizeof(error.sqlstate));
 	error.message = "the process that ran the branch was terminated";
-	finish_job(work, make_vote(work, true, current_prepared ?
-							   TPC_VOTE_YES : TPC_VOTE_NO,
-							   current_prepared ? NULL : &error));
+	finish_job(work, make_last_vote(work, true, current_prepared ?
+									TPC_VOTE_YES : TPC_VOTE_NO,
+									current_prepared ? NULL : &error));
+}
+
+/*
+ * Notice statements that do more than read.  Local writes are known by their
+ * transaction id; those of foreign tables leave no other trace.
+ */
+static void
+executor_start(QueryDesc *queryDesc, int eflags)
+{
+	PlannedStmt *stmt = queryDesc->plannedstmt;
+
+	if (current_work != NULL &&
+		(queryDesc->operation != CMD_SELECT || stmt->hasModifyingCTE ||
+		 stmt->rowMarks != NIL))
+		statement_may_write = true;
+	if (prev_executor_start)
+		prev_executor_start(queryDesc, eflags);
+	else
+		standard_ExecutorStart(queryDesc, eflags);
 }
 
 /*
@@ -499,29 +620,34 @@ tpc_prepare_worker_main(Datum arg)
 	TpcWorker  *self;
 
 	node = tpc_worker_attach(arg, NULL, &self);
+	/* before connecting, so that it runs after the transaction's end */
+	before_shmem_exit(vote_at_exit, (Datum) 0);
 	tpc_worker_connect(node, true);
+	prev_executor_start = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
 	job_context = AllocSetContextCreate(TopMemoryContext,
 										"tpc_amqp job",
 										ALLOCSET_DEFAULT_SIZES);
-	before_shmem_exit(vote_at_exit, (Datum) 0);
 	drop_orphaned_jobs();
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	for (;;)
 	{
-		Work		work;
+		/* Not on the stack: an exit callback looks at it. */
+		static Work work;
 
 		ResetLatch(MyLatch);
 		if (tpc_worker_should_exit(node))
 			proc_exit(0);
+		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
-		while (take_job(&work))
+		while (have_reserve() && take_job(&work))
 		{
 			run_job(&work);
 			if (tpc_worker_should_exit(node))
 				proc_exit(0);
 		}
-		tpc_worker_wait(self, job_waiting, 10000,
+		tpc_worker_wait(self, job_waiting, have_reserve() ? 10000 : 100,
 						tpc_wait_event(&wait_event_main,
 									   "TpcAmqpPrepareWorker"));
 	}

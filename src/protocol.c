@@ -82,9 +82,9 @@ tpc_protocol_decide(const TpcParticipantFacts *facts)
 
 			/*
 			 * A commit means that we voted yes, so the branch was durable.
-			 * A job can only be that of a repeated prepare.
+			 * A job is that of a repeated prepare; or the commit is made up.
 			 */
-			return TPC_ACTION_LOST;
+			return facts->job_exists ? TPC_ACTION_RETRY : TPC_ACTION_LOST;
 	}
 	return TPC_ACTION_NONE;
 }

@@ -20,11 +20,18 @@ to_server(char *utf8)
 	return utf8 == NULL ? NULL : pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
 }
 
+/*
+ * Bytes of a SQL_ASCII database go as they are: the codec replaces those that
+ * are not UTF-8.
+ */
 static char *
 to_wire(const char *text)
 {
-	return text == NULL ? NULL :
-		pg_server_to_any(text, strlen(text), PG_UTF8);
+	if (text == NULL)
+		return NULL;
+	if (GetDatabaseEncoding() == PG_SQL_ASCII)
+		return pstrdup(text);
+	return pg_server_to_any(text, strlen(text), PG_UTF8);
 }
 
 /*
@@ -64,7 +71,10 @@ tpc_report_remote_error(const char *node, const char *gtid, const char *body,
 			 errcontext("node \"%s\", transaction %s", node, gtid)));
 }
 
-/* tpc_report_from_error_data: in the current context; texts in UTF-8. */
+/*
+ * tpc_report_from_error_data: in the current context; texts in UTF-8.  In a
+ * transaction; raises if a text cannot be converted.
+ */
 void
 tpc_report_from_error_data(ErrorData *edata, TpcRemoteError *error)
 {

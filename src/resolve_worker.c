@@ -166,13 +166,16 @@ cancel_job(const TpcGlobalId *id)
 	return found;
 }
 
+/* Whether there is a job that came from who sends this decision. */
 static bool
-job_exists(const TpcGlobalId *id)
+job_exists(const TpcItem *item)
 {
+	TpcJob	   *job;
 	bool		exists;
 
 	LWLockAcquire(&tpc_shared->jobs, LW_SHARED);
-	exists = tpc_job_find(node->dbid, id) != NULL;
+	job = tpc_job_find(node->dbid, &item->id);
+	exists = job != NULL && strcmp(job->user_id, item->user_id) == 0;
 	LWLockRelease(&tpc_shared->jobs);
 	return exists;
 }
@@ -227,6 +230,7 @@ report_forged(const TpcItem *item, const char *gtid)
 	forged_logged_at = now;
 	ereport(LOG,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errhint("If the coordinator now uses another broker user, it has to use the former one until this branch is finished."),
 			 errmsg("node \"%s\" dropped a decision about %s that does not come from who sent its prepare",
 					node->name, gtid),
 			 errdetail("It comes from broker user \"%s\".", item->user_id)));
@@ -255,7 +259,7 @@ decide(const TpcItem *item)
 	facts.branch = row.state;
 	facts.sender_matches = row.state != TPC_BRANCH_NONE &&
 		strcmp(row.sender, item->user_id) == 0;
-	facts.job_exists = job_exists(&item->id);
+	facts.job_exists = job_exists(item);
 	if (row.state == TPC_BRANCH_NONE && commit)
 		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
 
@@ -349,13 +353,14 @@ note_unknown(const TpcItem *item)
 	const char *why;
 	const char *reason = "the coordinator cannot tell";
 
+	/* in a transaction, for converting to the database's encoding */
+	tpc_worker_begin();
 	memset(&msg, 0, sizeof(msg));
 	msg.type = TPC_MSG_UNKNOWN;
 	if (tpc_message_decode_body(item->body, item->len, &msg, &why) &&
 		msg.error.message != NULL)
 		reason = pg_any_to_server(msg.error.message,
 								  strlen(msg.error.message), PG_UTF8);
-	tpc_worker_begin();
 	tpc_branch_probe(&item->id, &row);
 	if (row.state == TPC_BRANCH_IN_PROGRESS &&
 		strcmp(row.sender, item->user_id) == 0)
@@ -365,14 +370,17 @@ note_unknown(const TpcItem *item)
 	acknowledge_delivery(item);
 }
 
-/* Whether the decision's record names who asks. */
+/*
+ * Whether the decision's record names who asks.  If it has been forgotten
+ * since we saw it, who asks cannot be one it named: those have acknowledged.
+ */
 static bool
 takes_part(const TpcItem *item)
 {
 	TpcDecisionRow row;
 
 	if (!tpc_decision_lookup(&item->id.gtid, &row))
-		return true;			/* forgotten since: it has acknowledged */
+		return false;
 	for (int i = 0; i < row.nparticipants; i++)
 	{
 		if (strcmp(row.participants[i], item->peer) == 0)
@@ -412,9 +420,12 @@ answer(const TpcItem *item)
 			break;
 		case TPC_OUTCOME_UNKNOWN:
 			msg.type = TPC_MSG_UNKNOWN;
-			msg.error.message = "the coordinator has been restored or has failed over since the transaction ran";
-			tpc_incident_report(&item->id, "unknown", item->peer,
-								"It ran before this database was restored or failed over, and there is no record of it.");
+
+			/*
+			 * The participant lists it, if it has a branch; here it could be
+			 * anything somebody made up.
+			 */
+			msg.error.message = "the coordinator has been restored, copied or failed over since the transaction ran";
 			tpc_resolve_send(node, &msg, item->peer, true, NULL);
 			break;
 	}

@@ -361,18 +361,38 @@ tpc_job_find(Oid dbid, const TpcGlobalId *id)
 	return hash_search(tpc_jobs, &key, HASH_FIND, NULL);
 }
 
-/* tpc_item_make: a copy of *head and body in the area.  Can raise. */
+/*
+ * tpc_item_try_make: a copy of *head and body in the area; InvalidDsaPointer
+ * if there is no room.
+ */
 dsa_pointer
-tpc_item_make(const TpcItem *head, const char *body, uint32 len)
+tpc_item_try_make(const TpcItem *head, const char *body, uint32 len)
 {
-	dsa_pointer p = tpc_area_alloc(offsetof(TpcItem, body) + len);
-	TpcItem    *item = dsa_get_address(tpc_area(), p);
+	dsa_pointer p = tpc_area_try_alloc(offsetof(TpcItem, body) + len);
+	TpcItem    *item;
 
+	if (!DsaPointerIsValid(p))
+		return p;
+	item = dsa_get_address(tpc_area(), p);
 	memcpy(item, head, offsetof(TpcItem, body));
 	item->next = InvalidDsaPointer;
 	item->len = len;
 	if (len > 0)
 		memcpy(item->body, body, len);
+	return p;
+}
+
+/* tpc_item_make: the same, but raises 53200. */
+dsa_pointer
+tpc_item_make(const TpcItem *head, const char *body, uint32 len)
+{
+	dsa_pointer p = tpc_item_try_make(head, body, len);
+
+	if (!DsaPointerIsValid(p))
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of shared memory for messages"),
+				 errhint("You might need to increase \"tpc_amqp.max_memory\".")));
 	return p;
 }
 

@@ -156,8 +156,9 @@ typedef struct TpcNode
 	TpcWorker	messenger;
 	TpcWorker	prepare[TPC_MAX_PREPARE_WORKERS];
 	TpcWorker	resolve[TPC_MAX_RESOLVE_WORKERS];
-	bool		no_slots_logged;	/* launcher: said that the server is out of
-									 * worker slots */
+	bool		no_slots;		/* launcher: the server is out of worker
+								 * slots … */
+	bool		no_slots_logged;	/* … and it has said so */
 
 	/* attach() and its messenger, under control */
 	dsa_pointer attach_params;
@@ -346,6 +347,8 @@ extern TpcJob *tpc_job_find(Oid dbid, const TpcGlobalId *id);
 /* Items.  These take the node's queue lock themselves. */
 extern dsa_pointer tpc_item_make(const TpcItem *head, const char *body,
 								 uint32 len);
+extern dsa_pointer tpc_item_try_make(const TpcItem *head, const char *body,
+									 uint32 len);
 extern void tpc_outbox_push(TpcNode *node, dsa_pointer item);
 extern dsa_pointer tpc_outbox_take(TpcNode *node);
 extern void tpc_queue_push(TpcNode *node, TpcItemQueue *queue,

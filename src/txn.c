@@ -26,12 +26,15 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
+#include "storage/proc.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/timeout.h"
 
 #include "compat.h"
 #include "decision.h"
@@ -111,6 +114,16 @@ txn_claim(void)
 	memset(&key, 0, sizeof(key));
 	key.dbid = MyDatabaseId;
 
+	/* The place must still be ours when the number is drawn. */
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	if (node->state != TPC_NODE_ATTACHED || node->dbid != MyDatabaseId ||
+		pg_atomic_read_u64(&node->incarnation) == 0)
+	{
+		LWLockRelease(&tpc_shared->control);
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database has been detached")));
+	}
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	key.gtid.incarnation = pg_atomic_read_u64(&node->incarnation);
 	key.gtid.sequence = pg_atomic_add_fetch_u64(&node->sequence, 1);
@@ -124,6 +137,7 @@ txn_claim(void)
 		txn->started = GetCurrentTransactionStartTimestamp();
 	}
 	LWLockRelease(&tpc_shared->txns);
+	LWLockRelease(&tpc_shared->control);
 
 	if (txn == NULL)
 		ereport(ERROR,
@@ -517,9 +531,9 @@ wait_for_votes(TimestampTz deadline)
 	TPC_FAILPOINT("C2.after");
 }
 
-/* Fill names with the participants that have a second phase. */
+/* The participants that have a second phase, and the users that voted. */
 static int
-yes_voters(char **names)
+yes_voters(char **names, char **users)
 {
 	TpcTxn	   *txn = current.txn;
 	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
@@ -529,7 +543,10 @@ yes_voters(char **names)
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
 		if (parts[i].vote == TPC_PART_YES)
+		{
+			users[n] = parts[i].user_id;
 			names[n++] = parts[i].node;
+		}
 	}
 	return n;
 }
@@ -541,27 +558,44 @@ static void
 pre_commit(void)
 {
 	char	  **names;
+	char	  **users;
 	int			n;
 	TimestampTz deadline;
+	bool		timed;
 
 	if (current.txn == NULL || current.calls == NIL)
 		return;
 
-	/* The decision is the commit record: it must be on disk before C5. */
+	/*
+	 * The decision is the commit record: it must be on disk before C5, and
+	 * on the synchronous standbys, if there are any.
+	 */
 	ForceSyncCommit();
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
+		(void) set_config_option("synchronous_commit", "on", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+								 false);
 
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 										   tpc_prepare_timeout);
 	n = participant_names(&names);
+
+	/* The server has stopped this clock before the transaction commits. */
+	timed = StatementTimeout > 0 && !get_timeout_active(STATEMENT_TIMEOUT);
+	if (timed)
+		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 	wait_for_link(deadline);
 	hand_over(names, n);
 
 	wait_for_votes(deadline);
+	if (timed)
+		disable_timeout(STATEMENT_TIMEOUT, false);
 
 	/* Those that voted read-only are finished, and no part of the record. */
-	n = yes_voters(names);
+	users = palloc(sizeof(char *) * n);
+	n = yes_voters(names, users);
 	TPC_FAILPOINT("C3.before");
-	tpc_decision_insert(&current.id.gtid, names, n);
+	tpc_decision_insert(&current.id.gtid, names, users, n);
 	TPC_FAILPOINT("C3.after");
 
 	current.wait_applied = tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED &&

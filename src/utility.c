@@ -22,6 +22,7 @@
 
 #include "branch.h"
 #include "compat.h"
+#include "decision.h"
 #include "node.h"
 #include "shmem.h"
 #include "utility.h"
@@ -112,12 +113,14 @@ before_drop_extension(void)
 {
 	TpcLocalNode local;
 	int			in_doubt;
+	int			unacked;
 
-	/* what prepared branches hold locks on, the command would wait for */
-	if (!tpc_local_node_read(&local))
-		return;
+	/*
+	 * What prepared branches hold locks on, the command would wait for; also
+	 * those of a node that has been detached.
+	 */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	in_doubt = list_length(tpc_branch_prepared(local.name));
+	in_doubt = list_length(tpc_branch_prepared(NULL));
 	PopActiveSnapshot();
 	if (in_doubt > 0)
 		ereport(ERROR,
@@ -125,6 +128,17 @@ before_drop_extension(void)
 				 errmsg("cannot drop extension tpc_amqp: %d branches are in doubt",
 						in_doubt),
 				 errhint("View tpc_amqp.branches lists them.")));
+	if (!tpc_local_node_read(&local))
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	unacked = tpc_decision_count_open();
+	PopActiveSnapshot();
+	if (unacked > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drop extension tpc_amqp: %d committed transactions are not acknowledged by all nodes",
+						unacked),
+				 errhint("View tpc_amqp.transactions lists them; tpc_amqp.forget() drops one.")));
 	tpc_node_detach_on_commit();
 	tpc_node_stop_workers(MyDatabaseId, "drop extension tpc_amqp");
 }

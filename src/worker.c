@@ -64,18 +64,37 @@ static void
 worker_detach(int code, Datum arg)
 {
 	TpcWorker  *slot = (TpcWorker *) DatumGetPointer(arg);
+	TpcNode    *node = NULL;
 
 	/* an error outside of a transaction may have left some held */
 	LWLockReleaseAll();
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	for (int i = 0; i < tpc_max_nodes; i++)
+	{
+		if ((char *) slot >= (char *) &tpc_shared->nodes[i] &&
+			(char *) slot < (char *) &tpc_shared->nodes[i + 1])
+			node = &tpc_shared->nodes[i];
+	}
 	if (slot->pid == MyProcPid)
 	{
+		if (slot == &node->messenger)
+		{
+			/* nobody holds the connection any more */
+			if (node->link == TPC_LINK_UP)
+				node->link = TPC_LINK_CONNECTING;
+			node->connected_since = 0;
+			node->blocked = false;
+		}
 		pg_atomic_write_u32(&slot->idle, 0);
 		slot->pid = 0;
 		slot->latch = NULL;
 		slot->requested = false;
 	}
 	LWLockRelease(&tpc_shared->control);
+
+	/* A wake-up that was for this process is not to be lost. */
+	tpc_wake_prepare_worker(node);
+	tpc_wake_resolver(node);
 	tpc_wake_launcher();
 }
 
@@ -94,6 +113,9 @@ tpc_worker_attach(Datum arg, int *number, TpcWorker **self)
 
 	pqsignal(SIGTERM, die);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	/* there are statements to cancel in a handler only */
+	if (role != TPC_ROLE_PREPARE)
+		pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
@@ -135,7 +157,12 @@ tpc_worker_connect(TpcNode *node, bool runs_handlers)
 	SetConfigOption("default_transaction_deferrable", "off",
 					PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	/* Ours are tried again: what waits for decisions must not wait for them. */
+	SetConfigOption("lock_timeout", runs_handlers ? "0" : "1s",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		SetConfigOption("transaction_timeout", "0",
+						PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("idle_in_transaction_session_timeout", "0",
 					PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("session_replication_role", "origin",
