@@ -11,7 +11,7 @@
 -- from a dump stays detached until it is attached anew.
 CREATE TABLE tpc_amqp.local_node (
 	name text COLLATE "C" NOT NULL,
-	server oid NOT NULL,
+	server name NOT NULL,
 	attached_by oid NOT NULL,
 	attached_at timestamptz NOT NULL
 );
@@ -104,7 +104,7 @@ COMMENT ON FOREIGN DATA WRAPPER tpc_amqp IS
 CREATE FUNCTION tpc_amqp.attach(server name, node text DEFAULT pg_catalog.current_database())
 RETURNS void
 AS 'MODULE_PATHNAME', 'tpc_attach'
-LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.attach(name, text) IS
 'make this database a node, over the broker the server names';
 

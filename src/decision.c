@@ -311,6 +311,35 @@ tpc_decision_delete(const TpcGtid *gtids, int n)
 }
 
 /*
+ * tpc_decision_delete_finished: forget, in the current transaction, what all
+ * have acknowledged but is still kept for outcome().
+ */
+void
+tpc_decision_delete_finished(void)
+{
+	TpcNode    *node;
+	TpcGtid    *gtids = NULL;
+	int			n = 0;
+
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	node = tpc_node_find(MyDatabaseId);
+	if (node != NULL && node->nfinished > 0)
+	{
+		TpcFinished *list = dsa_get_address(tpc_area(), node->finished);
+
+		gtids = palloc_extended(sizeof(TpcGtid) * node->nfinished,
+								MCXT_ALLOC_HUGE | MCXT_ALLOC_NO_OOM);
+		for (int i = 0; gtids != NULL && i < node->nfinished; i++)
+			gtids[n++] = list[i].gtid;
+	}
+	LWLockRelease(&tpc_shared->txns);
+	LWLockRelease(&tpc_shared->control);
+	if (n > 0)
+		(void) tpc_decision_delete(gtids, n);
+}
+
+/*
  * tpc_decision_count_open: committed transactions that somebody has yet to
  * acknowledge.
  */
@@ -337,14 +366,20 @@ tpc_decision_count_open(void)
 void
 tpc_decision_check_name(const char *name)
 {
+	Oid			types[2] = {NUMERICOID, OIDOID};
+	Datum		values[2];
 	char	   *other = NULL;
 
 	SPI_connect();
+	values[0] = system_identifier();
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
 	tpc_spi_execute("SELECT node FROM tpc_amqp.incarnation"
-					" WHERE EXISTS (SELECT 1 FROM tpc_amqp.decision"
+					" WHERE system_identifier OPERATOR(pg_catalog.=) $1"
+					" AND database OPERATOR(pg_catalog.=) $2"
+					" AND EXISTS (SELECT 1 FROM tpc_amqp.decision"
 					" WHERE participants OPERATOR(pg_catalog.<>) '{}')"
 					" ORDER BY incarnation DESC LIMIT 1",
-					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+					2, types, values, NULL, true, SPI_OK_SELECT);
 	if (SPI_processed == 1)
 		other = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	if (other != NULL && strcmp(other, name) != 0)

@@ -363,7 +363,8 @@ read_options(void)
 	if (attached)
 	{
 		strlcpy(node->name, local.name, sizeof(node->name));
-		tpc_option_load(local.server, local.attached_by, &conninfo);
+		tpc_option_load(tpc_option_server_oid(local.server),
+						local.attached_by, &conninfo);
 	}
 	tpc_worker_end();
 	return attached;
@@ -960,11 +961,15 @@ take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
 		why = "an acknowledgement of a transaction that is not committed";
 	else if (strcmp(part->user_id, msg->user_id) != 0)
 		why = "an acknowledgement that is not from who voted";
-	else if (!plain)
-		pass = true;			/* a person has to hear of it */
 	else if (part->vote == TPC_PART_YES && !part->acked)
 	{
 		part->acked = true;
+		if (!plain)
+		{
+			/* a person has to hear of it, the waiting one first */
+			txn->incident = true;
+			pass = true;
+		}
 
 		/*
 		 * It can come before the turn that counts them, after a restart of
@@ -1160,6 +1165,32 @@ receive(void)
 
 /* ---------- housekeeping ---------- */
 
+/* Tell the lead who has acknowledged; what is lost is only acknowledged again. */
+static void
+pass_acks(TpcTxn *txn)
+{
+	static const char body[] = "{\"outcome\":\"committed\"}";
+	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+
+	for (int i = 0; i < txn->nparticipants; i++)
+	{
+		TpcItem		head;
+		dsa_pointer item;
+
+		if (!parts[i].acked)
+			continue;
+		memset(&head, 0, sizeof(head));
+		head.kind = TPC_ITEM_MESSAGE;
+		head.type = TPC_MSG_ACK;
+		global_id(txn, &head.id);
+		strlcpy(head.peer, parts[i].node, sizeof(head.peer));
+		strlcpy(head.user_id, parts[i].user_id, sizeof(head.user_id));
+		item = tpc_item_try_make(&head, body, strlen(body));
+		if (DsaPointerIsValid(item))
+			tpc_queue_push(node, &node->chores, item);
+	}
+}
+
 /* Leave decided transactions nobody waits for to the lead resolver. */
 static void
 hand_over_old(TimestampTz now)
@@ -1176,7 +1207,10 @@ hand_over_old(TimestampTz now)
 			txn->done || txn->queued)
 			continue;
 		if (TimestampDifferenceExceeds(txn->decided_at, now, HAND_OVER_MS))
+		{
+			pass_acks(txn);
 			tpc_txn_free(txn);
+		}
 	}
 	LWLockRelease(&tpc_shared->txns);
 }

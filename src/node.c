@@ -130,7 +130,9 @@ tpc_local_node_read(TpcLocalNode *local)
 		found = true;
 		name = TextDatumGetCString(heap_getattr(tuple, 1, desc, &isnull));
 		strlcpy(local->name, name, sizeof(local->name));
-		local->server = DatumGetObjectId(heap_getattr(tuple, 2, desc, &isnull));
+		strlcpy(local->server,
+				NameStr(*DatumGetName(heap_getattr(tuple, 2, desc, &isnull))),
+				sizeof(local->server));
 		local->attached_by =
 			DatumGetObjectId(heap_getattr(tuple, 3, desc, &isnull));
 	}
@@ -370,19 +372,25 @@ PG_FUNCTION_INFO_V1(tpc_attach);
 Datum
 tpc_attach(PG_FUNCTION_ARGS)
 {
-	char	   *server = NameStr(*PG_GETARG_NAME(0));
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char	   *server;
+	char	   *name;
 	Oid			serverid;
 	TpcConnInfo info;
 	TpcNode    *node;
 	dsa_pointer params;
 	bool		started;
-	Oid			types[3] = {TEXTOID, OIDOID, OIDOID};
+	Oid			types[3] = {TEXTOID, NAMEOID, OIDOID};
 	Datum		values[3];
 
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.attach()");
 	PreventCommandDuringRecovery("tpc_amqp.attach()");
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("server and node cannot be null")));
+	server = NameStr(*PG_GETARG_NAME(0));
+	name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (max_prepared_xacts == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -403,14 +411,17 @@ tpc_attach(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this transaction has attached or detached the database already"),
 				 errhint("Commit first.")));
-	tpc_decision_check_name(name);
-	check_branches_name(name);
 
 	params = tpc_area_alloc(sizeof(info));
 	memcpy(dsa_get_address(tpc_area(), params), &info, sizeof(info));
 	PG_TRY();
 	{
 		node = claim_node(name);
+		/* From here on the end of the (sub)transaction takes it back. */
+		attached_in = GetCurrentSubTransactionId();
+		tpc_xact_pending = true;
+		tpc_decision_check_name(name);
+		check_branches_name(name);
 	}
 	PG_CATCH();
 	{
@@ -418,10 +429,6 @@ tpc_attach(PG_FUNCTION_ARGS)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-
-	/* From here on the end of the (sub)transaction takes it back or keeps it. */
-	attached_in = GetCurrentSubTransactionId();
-	tpc_xact_pending = true;
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	node->attach_params = params;
@@ -436,7 +443,7 @@ tpc_attach(PG_FUNCTION_ARGS)
 	wait_until_attached(node, info.connect_timeout_ms * 2 + 5000);
 
 	values[0] = CStringGetTextDatum(name);
-	values[1] = ObjectIdGetDatum(serverid);
+	values[1] = PG_GETARG_DATUM(0);
 	values[2] = ObjectIdGetDatum(GetUserId());
 	SPI_connect();
 	tpc_spi_execute("DELETE FROM tpc_amqp.local_node", 0, NULL, NULL, NULL,
@@ -500,6 +507,7 @@ tpc_detach(PG_FUNCTION_ARGS)
 				 errdetail("They keep their locks until this database is attached again as node \"%s\".",
 						   local.name)));
 
+	tpc_decision_delete_finished();
 	SPI_connect();
 	tpc_spi_execute("DELETE FROM tpc_amqp.local_node", 0, NULL, NULL, NULL,
 					false, SPI_OK_DELETE);

@@ -18,7 +18,7 @@
 typedef struct TpcLocalNode
 {
 	char		name[TPC_NODE_SIZE];
-	Oid			server;
+	char		server[NAMEDATALEN];	/* by name: pg_upgrade keeps that */
 	Oid			attached_by;
 } TpcLocalNode;
 

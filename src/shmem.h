@@ -270,6 +270,7 @@ typedef struct TpcTxn
 	bool		prepares_sent;
 	bool		decision_sent;
 	bool		done;			/* committed and all acknowledged */
+	bool		incident;		/* somebody could not apply it as decided */
 	TimestampTz started;
 	TimestampTz prepare_at;		/* C1 */
 	TimestampTz decided_at;

@@ -695,13 +695,20 @@ wait_applied(void)
 	for (;;)
 	{
 		bool		done;
+		bool		incident;
 		long		left;
 		int			rc;
 
 		ResetLatch(MyLatch);
 		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 		done = txn->done;
+		incident = txn->incident;
 		LWLockRelease(&tpc_shared->txns);
+		if (done && incident)
+			ereport(WARNING,
+					(errmsg("a node could not apply the transaction as decided"),
+					 errdetail("The transaction has committed here."),
+					 errhint("View tpc_amqp.incidents tells what happened.")));
 		if (done)
 			break;
 

@@ -125,8 +125,9 @@ before_drop_extension(void)
 	if (in_doubt > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("cannot drop extension tpc_amqp: %d branches are in doubt",
-						in_doubt),
+				 errmsg_plural("cannot drop extension tpc_amqp: %d branch is in doubt",
+							   "cannot drop extension tpc_amqp: %d branches are in doubt",
+							   in_doubt, in_doubt),
 				 errhint("View tpc_amqp.branches lists them.")));
 	if (!tpc_local_node_read(&local))
 		return;
@@ -136,8 +137,9 @@ before_drop_extension(void)
 	if (unacked > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("cannot drop extension tpc_amqp: %d committed transactions are not acknowledged by all nodes",
-						unacked),
+				 errmsg_plural("cannot drop extension tpc_amqp: %d committed transaction is not acknowledged by all nodes",
+							   "cannot drop extension tpc_amqp: %d committed transactions are not acknowledged by all nodes",
+							   unacked, unacked),
 				 errhint("View tpc_amqp.transactions lists them; tpc_amqp.forget() drops one.")));
 	tpc_node_detach_on_commit();
 	tpc_node_stop_workers(MyDatabaseId, "drop extension tpc_amqp");

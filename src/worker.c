@@ -129,6 +129,8 @@ tpc_worker_attach(Datum arg, int *number, TpcWorker **self)
 		slot->requested = false;
 		slot->started = GetCurrentTimestamp();
 	}
+	else if (slot->pid == 0)
+		slot->requested = false;	/* so that it can be asked for again */
 	LWLockRelease(&tpc_shared->control);
 	if (!wanted)
 		proc_exit(0);

@@ -213,6 +213,21 @@ sub _pids_in
 	return @pids;
 }
 
+# within SECONDS, CODE, NAME: a test that CODE takes less time than that.
+# Returns what CODE does.
+sub within
+{
+	my ($class, $seconds, $code, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $start = time();
+	my @result = $code->();
+	my $took = time() - $start;
+
+	Test::More::ok($took < $seconds, $name)
+	  or Test::More::diag("it took $took s");
+	return @result;
+}
+
 my %frozen;
 
 sub freeze
@@ -247,6 +262,7 @@ package TpcTest::Node;
 use strict;
 use warnings;
 
+use File::Temp;
 use PostgreSQL::Test::Utils;
 
 sub cluster { return $_[0]{cluster} }
@@ -310,18 +326,22 @@ sub session
 }
 
 # start QUERY: run it in a psql of its own; finish() says what became of it.
+# The query is read from a file: a server that is started meanwhile would hold
+# the other end of a pipe open, so that psql would wait for more.
 sub start
 {
 	my ($self, $query) = @_;
-	my $run = { out => '', err => '' };
+	my $run = { out => '', err => '', file => File::Temp->new };
 
+	$run->{file}->print($query);
+	$run->{file}->close;
 	$run->{handle} = IPC::Run::start(
 		[
 			$self->{cluster}->installed_command('psql'),
 			'-XAtq', '-v', 'ON_ERROR_STOP=1', '-v', 'VERBOSITY=verbose',
-			'-d', $self->connstr, '-f', '-'
+			'-d', $self->connstr, '-f', $run->{file}->filename
 		],
-		'<', \$query,
+		'<', '/dev/null',
 		'>', \$run->{out},
 		'2>', \$run->{err},
 		IPC::Run::timeout($TpcTest::TIMEOUT));
