@@ -73,6 +73,11 @@ demo:
 test:
 	@scripts/run-tests
 
+# BENCH=quick and other settings: bench/README.md
+bench:
+	@bench/run
+.PHONY: bench
+
 deps:
 	@scripts/deps
 

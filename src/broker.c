@@ -2237,6 +2237,44 @@ tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag)
 	return true;
 }
 
+/*
+ * Puts into the buffer what declares the exchange and binds the queues again,
+ * without asking for an answer.
+ *
+ * If the exchange is deleted while we only consume, nobody tells us, and our
+ * bindings are gone with it.  False if the connection is lost.
+ */
+bool
+tpc_broker_bind_again(TpcBroker *b)
+{
+	amqp_exchange_declare_t exchange;
+
+	if (b->lost)
+		return false;
+	memset(&exchange, 0, sizeof(exchange));
+	exchange.exchange = bytes_of(TPC_EXCHANGE);
+	exchange.type = bytes_of("direct");
+	exchange.durable = 1;
+	exchange.nowait = 1;
+	if (!put_method(b, CHANNEL, AMQP_EXCHANGE_DECLARE_METHOD, &exchange))
+		return false;
+	for (int kind = 0; kind < TPC_QUEUE_KINDS; kind++)
+	{
+		char		name[TPC_QUEUE_NAME_SIZE];
+		amqp_queue_bind_t bind;
+
+		tpc_broker_queue_name(name, b->node, kind);
+		memset(&bind, 0, sizeof(bind));
+		bind.queue = bytes_of(name);
+		bind.exchange = bytes_of(TPC_EXCHANGE);
+		bind.routing_key = bytes_of(name);
+		bind.nowait = 1;
+		if (!put_method(b, CHANNEL, AMQP_QUEUE_BIND_METHOD, &bind))
+			return false;
+	}
+	return true;
+}
+
 /* Why the connection is lost; NULL while it is not. */
 const TpcBrokerError *
 tpc_broker_error(TpcBroker *b)

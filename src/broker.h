@@ -94,6 +94,7 @@ extern bool tpc_broker_publish(TpcBroker *broker, const char *routing_key,
 							   const TpcWire *wire, bool mandatory);
 extern bool tpc_broker_ack(TpcBroker *broker, TpcQueueKind queue,
 						   uint64 delivery_tag);
+extern bool tpc_broker_bind_again(TpcBroker *broker);
 extern bool tpc_broker_flush(TpcBroker *broker);
 extern const TpcBrokerError *tpc_broker_error(TpcBroker *broker);
 extern void tpc_broker_counters(TpcBroker *broker, uint64 *published,

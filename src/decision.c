@@ -387,7 +387,7 @@ tpc_decision_check_name(const char *name)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("node \"%s\" has committed transactions that are not acknowledged by all",
 						other),
-				 errhint("Attach as \"%s\" until view tpc_amqp.transactions is empty.",
+				 errhint("Attach as \"%s\" until view tpc_amqp.transactions is empty.  If this is a physical copy of that node, which runs elsewhere, empty table tpc_amqp.decision instead.",
 						 other)));
 	SPI_finish();
 }
@@ -435,6 +435,37 @@ incarnation_lookup(uint64 incarnation, TimeLineID *timeline,
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return found;
+}
+
+/*
+ * tpc_decision_delete_foreign: drop, in the current transaction, rows that came
+ * with a copy of another database.  The original has them, and answers for
+ * them.
+ */
+void
+tpc_decision_delete_foreign(void)
+{
+	List	   *rows = tpc_decision_list(0);
+	ListCell   *lc;
+	Oid			types[1] = {UUIDOID};
+
+	SPI_connect();
+	foreach(lc, rows)
+	{
+		TpcDecisionRow *row = lfirst(lc);
+		TimeLineID	timeline;
+		TpcGtid		forgotten;
+		pg_uuid_t	uuid;
+		Datum		values[1];
+
+		if (incarnation_lookup(row->gtid.incarnation, &timeline, &forgotten))
+			continue;
+		values[0] = gtid_datum(&row->gtid, &uuid);
+		tpc_spi_execute("DELETE FROM tpc_amqp.decision"
+						" WHERE gtid OPERATOR(pg_catalog.=) $1",
+						1, types, values, NULL, false, SPI_OK_DELETE);
+	}
+	SPI_finish();
 }
 
 /*

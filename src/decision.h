@@ -38,6 +38,7 @@ extern void tpc_decision_floor(TpcNode *node, TpcGtid *floor);
 extern uint64 tpc_incarnation_start(const char *name, TimeLineID *timeline);
 extern int	tpc_decision_count_open(void);
 extern void tpc_decision_delete_finished(void);
+extern void tpc_decision_delete_foreign(void);
 extern void tpc_decision_check_name(const char *name);
 
 #endif							/* TPC_DECISION_H */

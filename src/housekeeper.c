@@ -156,6 +156,19 @@ add_finished(const TpcGtid *gtid)
 	LWLockRelease(&tpc_shared->txns);
 }
 
+static bool
+is_finished(const TpcGtid *gtid)
+{
+	TpcFinished *list = finished_list();
+
+	for (int i = node->nfinished - 1; i >= 0; i--)
+	{
+		if (tpc_gtid_compare(&list[i].gtid, gtid) == 0)
+			return true;
+	}
+	return false;
+}
+
 static void
 drop_unacked(Unacked *entry)
 {
@@ -262,7 +275,8 @@ take_ack(const TpcItem *item)
 
 	tpc_worker_begin();
 	entry = hash_search(unacked, &item->id.gtid, HASH_FIND, NULL);
-	if (entry == NULL && tpc_decision_lookup(&item->id.gtid, &row))
+	if (entry == NULL && !is_finished(&item->id.gtid) &&
+		tpc_decision_lookup(&item->id.gtid, &row))
 		entry = remember(&row);
 	if (entry != NULL)
 	{

@@ -300,8 +300,13 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 							  TPC_ERROR_MESSAGE_MAXLEN);
 			break;
 
-		case TPC_MSG_COMMIT:
 		case TPC_MSG_ROLLBACK:
+			appendStringInfoChar(body, '{');
+			if (msg->forgotten)
+				appendStringInfoString(body, "\"forgotten\":true");
+			break;
+
+		case TPC_MSG_COMMIT:
 		case TPC_MSG_INQUIRY:
 			appendStringInfoChar(body, '{');
 			break;
@@ -1006,14 +1011,26 @@ parse_outcome(Parser *parser, void *target)
 }
 
 static bool
-parse_forced(Parser *parser, void *target)
+parse_bool(Parser *parser, bool *value)
 {
 	JsonTokenType token = parser->lex->token_type;
 
 	if (token != JSON_TOKEN_TRUE && token != JSON_TOKEN_FALSE)
 		return false;
-	((TpcMessage *) target)->forced = (token == JSON_TOKEN_TRUE);
+	*value = (token == JSON_TOKEN_TRUE);
 	return advance(parser);
+}
+
+static bool
+parse_forced(Parser *parser, void *target)
+{
+	return parse_bool(parser, &((TpcMessage *) target)->forced);
+}
+
+static bool
+parse_forgotten(Parser *parser, void *target)
+{
+	return parse_bool(parser, &((TpcMessage *) target)->forgotten);
 }
 
 static bool
@@ -1036,6 +1053,10 @@ static const Field ack_fields[] = {
 	FIELD("outcome", true, parse_outcome),
 	FIELD("forced", false, parse_forced),
 	FIELD("reason", false, parse_reason)
+};
+
+static const Field rollback_fields[] = {
+	FIELD("forgotten", false, parse_forgotten)
 };
 
 static const Field unknown_fields[] = {
@@ -1066,8 +1087,11 @@ parse_body(Parser *parser, TpcMessage *msg)
 			fields = unknown_fields;
 			nfields = lengthof(unknown_fields);
 			break;
-		case TPC_MSG_COMMIT:
 		case TPC_MSG_ROLLBACK:
+			fields = rollback_fields;
+			nfields = lengthof(rollback_fields);
+			break;
+		case TPC_MSG_COMMIT:
 		case TPC_MSG_INQUIRY:
 			break;
 	}
@@ -1109,6 +1133,7 @@ tpc_message_decode_body(const char *body, size_t len, TpcMessage *msg,
 	memset(&msg->error, 0, sizeof(msg->error));
 	msg->outcome = TPC_ACK_LOST;
 	msg->forced = false;
+	msg->forgotten = false;
 
 	if (len == 0)
 	{

@@ -127,6 +127,9 @@ typedef struct TpcMessage
 	TpcVote		vote;
 	TpcRemoteError error;		/* no-vote; also ack and unknown: reason in
 								 * message */
+	/* rollback */
+	bool		forgotten;		/* there is no record of it, but there may
+								 * have been one, which all have acknowledged */
 	/* ack */
 	TpcAckOutcome outcome;
 	bool		forced;			/* a person forced it */

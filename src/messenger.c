@@ -45,6 +45,8 @@
 #define RECONNECT_MIN_MS		100
 #define RECONNECT_MAX_MS		10000
 #define HOUSEKEEPING_MS			1000
+/* How often to see to it that the exchange and our bindings are there. */
+#define BIND_INTERVAL_MS		5000
 /* A decided transaction nobody waits for is left to the lead resolver then. */
 #define HAND_OVER_MS			10000
 /* Events handled between two looks at what there is to send. */
@@ -92,6 +94,7 @@ static TimestampTz options_logged_at = 0;
 static TimestampTz bad_logged_at = 0;
 static uint64 bad_unlogged = 0;
 static TimestampTz housekeeping_at = 0;
+static TimestampTz bound_at = 0;
 static HTAB *floors = NULL;
 static TpcGtid forget[FORGET_BATCH];
 static int	nforget = 0;
@@ -1260,6 +1263,12 @@ housekeeping(void)
 	StartTransactionCommand();
 	CommitTransactionCommand();
 	pgstat_report_stat(false);
+	if (broker != NULL && !blocked &&
+		TimestampDifferenceExceeds(bound_at, now, BIND_INTERVAL_MS))
+	{
+		bound_at = now;
+		(void) tpc_broker_bind_again(broker);
+	}
 	if (broker != NULL)
 	{
 		uint64		messages;

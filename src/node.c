@@ -420,6 +420,7 @@ tpc_attach(PG_FUNCTION_ARGS)
 		/* From here on the end of the (sub)transaction takes it back. */
 		attached_in = GetCurrentSubTransactionId();
 		tpc_xact_pending = true;
+		tpc_decision_delete_foreign();
 		tpc_decision_check_name(name);
 		check_branches_name(name);
 	}

@@ -70,6 +70,13 @@ tpc_protocol_decide(const TpcParticipantFacts *facts)
 		case TPC_BRANCH_COMMITTED:
 			if (facts->decision == TPC_DECISION_COMMIT)
 				return TPC_ACTION_ACK;
+
+			/*
+			 * An answer to a vote or inquiry of ours that was repeated after
+			 * we had acknowledged and the coordinator had forgotten.
+			 */
+			if (facts->forgotten)
+				return TPC_ACTION_NONE;
 			return facts->sender_matches ?
 				TPC_ACTION_MISMATCH : TPC_ACTION_FORGED;
 

@@ -65,6 +65,8 @@ typedef struct TpcParticipantFacts
 	bool		gid_exists;		/* 2: a prepared transaction has the row's gid */
 	bool		job_exists;		/* 3: a prepare of G is queued or running */
 	bool		below_floor;	/* 4: recorded as closed */
+	bool		forgotten;		/* the rollback is for want of a record that
+								 * may have been deleted */
 } TpcParticipantFacts;
 
 typedef enum TpcAction

@@ -236,6 +236,19 @@ report_forged(const TpcItem *item, const char *gtid)
 			 errdetail("It comes from broker user \"%s\".", item->user_id)));
 }
 
+/* Whether a rollback says that there may have been a record. */
+static bool
+says_forgotten(const TpcItem *item)
+{
+	TpcMessage	msg;
+	const char *why;
+
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_ROLLBACK;
+	return tpc_message_decode_body(item->body, item->len, &msg, &why) &&
+		msg.forgotten;
+}
+
 /*
  * decide: step P5.  Carry a decision out.  False if it has to be looked at
  * again soon.  Runs its own transactions.
@@ -260,6 +273,8 @@ decide(const TpcItem *item)
 	facts.sender_matches = row.state != TPC_BRANCH_NONE &&
 		strcmp(row.sender, item->user_id) == 0;
 	facts.job_exists = job_exists(item);
+	if (row.state == TPC_BRANCH_COMMITTED && !commit)
+		facts.forgotten = says_forgotten(item);
 	if (row.state == TPC_BRANCH_NONE && commit)
 		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
 
@@ -416,6 +431,8 @@ answer(const TpcItem *item)
 			break;
 		case TPC_OUTCOME_ABORTED:
 			msg.type = TPC_MSG_ROLLBACK;
+			msg.forgotten = tpc_decision_outcome(node, &item->id.gtid, true) ==
+				TPC_OUTCOME_UNKNOWN;
 			tpc_resolve_send(node, &msg, item->peer, true, NULL);
 			break;
 		case TPC_OUTCOME_UNKNOWN:

@@ -128,7 +128,7 @@ before_drop_extension(void)
 				 errmsg_plural("cannot drop extension tpc_amqp: %d branch is in doubt",
 							   "cannot drop extension tpc_amqp: %d branches are in doubt",
 							   in_doubt, in_doubt),
-				 errhint("View tpc_amqp.branches lists them.")));
+				 errhint("View tpc_amqp.branches lists them while the database is attached, pg_prepared_xacts always.")));
 	if (!tpc_local_node_read(&local))
 		return;
 	PushActiveSnapshot(GetTransactionSnapshot());
