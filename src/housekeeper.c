@@ -331,10 +331,14 @@ serve_chores(void)
 					for (int i = 0; i < (int) (item->len / sizeof(TpcGtid)); i++)
 					{
 						TpcGtid		gtid;
+						Unacked    *entry;
 
 						memcpy(&gtid, item->body + i * sizeof(TpcGtid),
 							   sizeof(TpcGtid));
-						add_finished(&gtid);
+						/* a repeated acknowledgement may have come first */
+						entry = hash_search(unacked, &gtid, HASH_FIND, NULL);
+						if (entry == NULL || !entry->forgettable)
+							add_finished(&gtid);
 					}
 					break;
 				case TPC_ITEM_FLOOR:

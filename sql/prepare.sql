@@ -1,0 +1,121 @@
+--
+-- PREPARE TRANSACTION: that of others passes through; that of a transaction
+-- with calls is refused.
+--
+\set ECHO none
+\getenv srcdir PG_ABS_SRCDIR
+\set nodes :srcdir '/sql/include/nodes.sql'
+\o /dev/null
+\i :nodes
+\o
+\set ECHO all
+\pset format unaligned
+\pset tuples_only on
+
+\c regress_reviews
+CREATE SCHEMA regress_prepare;
+CREATE TABLE regress_prepare.entry (value text NOT NULL);
+CREATE FUNCTION regress_prepare.add(jsonb) RETURNS void LANGUAGE sql AS
+	$$INSERT INTO regress_prepare.entry VALUES ($1 #>> '{}')$$;
+SELECT tpc_amqp.register_handler('add', 'regress_prepare.add(jsonb)');
+\c regress_blog
+CREATE SCHEMA regress_prepare;
+CREATE TABLE regress_prepare.entry (value text NOT NULL);
+SELECT tpc_amqp.stat_reset();
+
+--
+-- Others' transactions, in a session that has not called anybody
+--
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('commit');
+PREPARE TRANSACTION 'regress_prepare 1';
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('rollback');
+SELECT tpc_amqp.gtid() IS NULL;
+PREPARE TRANSACTION 'regress_prepare 2';
+-- GIDs are the user's, whatever they look like
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('blog/1');
+PREPARE TRANSACTION 'blog/00000000-0000-0000-0000-000000000001';
+SELECT gid FROM pg_prepared_xacts
+WHERE database = current_database() ORDER BY gid COLLATE "C";
+-- none is a branch, nor a transaction of this node
+SELECT count(*) FROM tpc_amqp.branches;
+SELECT count(*) FROM tpc_amqp.transactions
+WHERE state IN ('active', 'preparing');
+-- not even by calling resolve()
+SELECT tpc_amqp.resolve();
+COMMIT PREPARED 'regress_prepare 1';
+ROLLBACK PREPARED 'regress_prepare 2';
+COMMIT PREPARED 'blog/00000000-0000-0000-0000-000000000001';
+SELECT value FROM regress_prepare.entry ORDER BY value;
+TRUNCATE regress_prepare.entry;
+
+-- and in one that has; the session of a node can be another's participant
+SELECT tpc_amqp.call('reviews', 'add', '"a call before"');
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('after a call');
+PREPARE TRANSACTION 'regress_prepare 3';
+SELECT tpc_amqp.call('reviews', 'add', '"a call between"');
+COMMIT PREPARED 'regress_prepare 3';
+-- one that fails is rolled back
+BEGIN;
+SELECT 1 / 0;
+PREPARE TRANSACTION 'regress_prepare 4';
+COMMIT PREPARED 'regress_prepare 4';
+\echo :LAST_ERROR_SQLSTATE
+SELECT value FROM regress_prepare.entry ORDER BY value;
+TRUNCATE regress_prepare.entry;
+
+--
+-- With calls
+--
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('refused');
+SELECT tpc_amqp.call('reviews', 'add', '"refused"');
+PREPARE TRANSACTION 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+SELECT tpc_amqp.gtid() IS NULL;
+SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database();
+SELECT count(*) FROM regress_prepare.entry;
+-- calls that rolled back are none
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('no calls');
+SAVEPOINT a;
+SELECT tpc_amqp.call('reviews', 'add', '"rolled back"');
+SELECT tpc_amqp.gtid() AS gtid \gset
+ROLLBACK TO a;
+PREPARE TRANSACTION 'regress_prepare 6';
+SELECT tpc_amqp.gtid() IS NULL;
+SELECT count(*) FROM tpc_amqp.transactions WHERE gtid = :'gtid';
+COMMIT PREPARED 'regress_prepare 6';
+SELECT value FROM regress_prepare.entry ORDER BY value;
+-- one that comes in a deferred trigger, while it is being prepared
+CREATE FUNCTION regress_prepare.announce() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM tpc_amqp.call('reviews', 'add', '"refused"');
+	RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER announce AFTER INSERT ON regress_prepare.entry
+	DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW EXECUTE FUNCTION regress_prepare.announce();
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('refused');
+PREPARE TRANSACTION 'regress_prepare 7';
+SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database();
+-- attaching and detaching
+BEGIN;
+SELECT tpc_amqp.detach();
+PREPARE TRANSACTION 'regress_prepare 8';
+\echo :LAST_ERROR_SQLSTATE
+SELECT name FROM tpc_amqp.node;
+
+-- Of all that, the other node has heard of two.
+SELECT prepares_sent, commits, aborts FROM tpc_amqp.stat;
+SET client_min_messages = warning;
+DROP SCHEMA regress_prepare CASCADE;
+\c regress_reviews
+SELECT value FROM regress_prepare.entry ORDER BY value;
+SELECT tpc_amqp.unregister_handler('add');
+SET client_min_messages = warning;
+DROP SCHEMA regress_prepare CASCADE;
