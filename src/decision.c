@@ -147,11 +147,12 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 }
 
 /*
- * scan_decisions: call back for each row a snapshot taken now sees; key NULL
- * for all rows.
+ * scan_decisions: the rows a snapshot taken now sees, as TpcDecisionRow *; key
+ * NULL for all rows, before 0 for all times, skip NULL for none to leave out.
  */
 static List *
-scan_decisions(ScanKey key, TimestampTz before)
+scan_decisions(ScanKey key, TimestampTz before,
+			   bool (*skip) (const TpcGtid *gtid))
 {
 	Relation	rel = tpc_relation_open("decision", AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
@@ -171,6 +172,16 @@ scan_decisions(ScanKey key, TimestampTz before)
 			break;
 		CHECK_FOR_INTERRUPTS();
 		ExecForceStoreHeapTuple(tuple, slot, false);
+		if (skip != NULL)
+		{
+			bool		isnull;
+			Datum		datum = slot_getattr(slot, DECISION_GTID, &isnull);
+			TpcGtid		gtid;
+
+			if (tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &gtid) &&
+				skip(&gtid))
+				continue;
+		}
 		row = palloc(sizeof(TpcDecisionRow));
 		row_from_slot(slot, row);
 		if (before == 0 || row->decided_at <= before)
@@ -196,7 +207,7 @@ tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row)
 
 	ScanKeyInit(&key, DECISION_GTID, BTEqualStrategyNumber, F_UUID_EQ,
 				gtid_datum(gtid, &uuid));
-	rows = scan_decisions(&key, 0);
+	rows = scan_decisions(&key, 0, NULL);
 	if (rows == NIL)
 		return false;
 	if (row != NULL)
@@ -204,11 +215,14 @@ tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row)
 	return true;
 }
 
-/* tpc_decision_list: rows decided no later than before, as TpcDecisionRow *. */
+/*
+ * tpc_decision_list: rows decided no later than before (0: any time) that skip
+ * (if given) does not leave out, as TpcDecisionRow *.
+ */
 List *
-tpc_decision_list(TimestampTz before)
+tpc_decision_list(TimestampTz before, bool (*skip) (const TpcGtid *gtid))
 {
-	return scan_decisions(NULL, before);
+	return scan_decisions(NULL, before, skip);
 }
 
 /*
@@ -445,7 +459,7 @@ incarnation_lookup(uint64 incarnation, TimeLineID *timeline,
 void
 tpc_decision_delete_foreign(void)
 {
-	List	   *rows = tpc_decision_list(0);
+	List	   *rows = tpc_decision_list(0, NULL);
 	ListCell   *lc;
 	Oid			types[1] = {UUIDOID};
 

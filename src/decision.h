@@ -28,7 +28,8 @@ typedef struct TpcDecisionRow
 extern void tpc_decision_insert(const TpcGtid *gtid, char **participants,
 								char **users, int nparticipants);
 extern bool tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row);
-extern List *tpc_decision_list(TimestampTz before);
+extern List *tpc_decision_list(TimestampTz before,
+							   bool (*skip) (const TpcGtid *gtid));
 extern void tpc_decision_note_acks(const TpcGtid *gtid, char **participants,
 								   const bool *acked, int n);
 extern uint64 tpc_decision_delete(const TpcGtid *gtids, int n);

@@ -74,6 +74,8 @@ static uint32 seen_requests = 0;
 static uint32 scan_number = 0;
 static TimestampTz scanned_at = 0;
 static TimestampTz floor_at = 0;
+static TpcFinished *sorted_finished = NULL; /* valid during a scan */
+static int	nsorted_finished = 0;
 static uint32 wait_event_outbox = 0;
 
 void
@@ -430,9 +432,12 @@ compare_gtids(const void *a, const void *b)
 							&((const TpcFinished *) b)->gtid);
 }
 
-/* Whether a recorded transaction is somebody else's to look after. */
+/*
+ * Whether a recorded transaction is not, or not now, for us to look after.
+ * sorted_finished is the list of finished ones, sorted for this scan.
+ */
 static bool
-looked_after(const TpcGtid *gtid, TpcFinished *finished, int nfinished)
+looked_after(const TpcGtid *gtid)
 {
 	TpcFinished probe;
 	TpcTxn	   *txn;
@@ -442,8 +447,8 @@ looked_after(const TpcGtid *gtid, TpcFinished *finished, int nfinished)
 	LWLockRelease(&tpc_shared->txns);
 	probe.gtid = *gtid;
 	return txn != NULL ||
-		bsearch(&probe, finished, nfinished, sizeof(TpcFinished),
-				compare_gtids) != NULL;
+		bsearch(&probe, sorted_finished, nsorted_finished,
+				sizeof(TpcFinished), compare_gtids) != NULL;
 }
 
 /* Send one decision to those that have not acknowledged it. */
@@ -490,31 +495,32 @@ resend_decisions(TimestampTz now, bool all)
 		TimestampTzPlusMilliseconds(now, -tpc_resolve_interval);
 	List	   *rows;
 	ListCell   *lc;
-	TpcFinished *finished;
-	int			nfinished = node->nfinished;
 	HASH_SEQ_STATUS seq;
 	Unacked    *unseen;
+
+	MemoryContextSwitchTo(turn_context);
+	nsorted_finished = node->nfinished;
+	sorted_finished = palloc_extended(sizeof(TpcFinished) *
+									  Max(nsorted_finished, 1),
+									  MCXT_ALLOC_HUGE);
+	if (nsorted_finished > 0)
+		memcpy(sorted_finished, finished_list(),
+			   sizeof(TpcFinished) * nsorted_finished);
+	qsort(sorted_finished, nsorted_finished, sizeof(TpcFinished),
+		  compare_gtids);
 
 	scan_number++;
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
-	rows = tpc_decision_list(before);
+	rows = tpc_decision_list(before, looked_after);
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
-
-	finished = palloc_extended(sizeof(TpcFinished) * Max(nfinished, 1),
-							   MCXT_ALLOC_HUGE);
-	if (nfinished > 0)
-		memcpy(finished, finished_list(), sizeof(TpcFinished) * nfinished);
-	qsort(finished, nfinished, sizeof(TpcFinished), compare_gtids);
 
 	foreach(lc, rows)
 	{
 		TpcDecisionRow *row = lfirst(lc);
 		Unacked    *entry;
 
-		if (looked_after(&row->gtid, finished, nfinished))
-			continue;
 		entry = remember(row);
 		if (entry->nacked == entry->nparticipants)
 		{

@@ -47,6 +47,8 @@
 #define HOUSEKEEPING_MS			1000
 /* How often to see to it that the exchange and our bindings are there. */
 #define BIND_INTERVAL_MS		5000
+/* A decision is sent again after this time, then twice as late, and so on. */
+#define RESEND_MIN_MS			1000
 /* A decided transaction nobody waits for is left to the lead resolver then. */
 #define HAND_OVER_MS			10000
 /* Events handled between two looks at what there is to send. */
@@ -524,6 +526,9 @@ send_commits(TpcTxn *txn)
 				send_decision(&id, parts[i].node, true);
 		}
 		txn->decision_sent = true;
+		txn->resend_ms = txn->resend_ms == 0 ? RESEND_MIN_MS :
+			txn->resend_ms * 2;
+		txn->sent_at = GetCurrentTimestamp();
 	}
 	if (nforget >= FORGET_BATCH)
 		push_forget();
@@ -1194,9 +1199,12 @@ pass_acks(TpcTxn *txn)
 	}
 }
 
-/* Leave decided transactions nobody waits for to the lead resolver. */
+/*
+ * Send decisions again that are not acknowledged, and leave those nobody
+ * waits for any more to the lead resolver.
+ */
 static void
-hand_over_old(TimestampTz now)
+look_after_decided(TimestampTz now)
 {
 	HASH_SEQ_STATUS seq;
 	TpcTxn	   *txn;
@@ -1206,8 +1214,18 @@ hand_over_old(TimestampTz now)
 	while ((txn = hash_seq_search(&seq)) != NULL)
 	{
 		if (txn->key.dbid != node->dbid ||
-			txn->state != TPC_TXN_COMMITTED || txn->waiter != NULL ||
-			txn->done || txn->queued)
+			txn->state != TPC_TXN_COMMITTED || txn->done || txn->queued)
+			continue;
+		if (txn->decision_sent && broker != NULL && !blocked &&
+			TimestampDifferenceExceeds(txn->sent_at, now, txn->resend_ms))
+		{
+			/* the commit or an acknowledgement may be lost */
+			txn->decision_sent = false;
+			tpc_txn_queue(node, txn);
+			tpc_node_count(node, TPC_STAT_DECISIONS_RESENT, 1);
+			continue;
+		}
+		if (txn->waiter != NULL)
 			continue;
 		if (TimestampDifferenceExceeds(txn->decided_at, now, HAND_OVER_MS))
 		{
@@ -1256,7 +1274,7 @@ housekeeping(void)
 	housekeeping_at = now;
 
 	push_forget();
-	hand_over_old(now);
+	look_after_decided(now);
 	tell_floors();
 
 	/* notice changes of the server's options; they count from a reconnect */

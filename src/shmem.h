@@ -269,6 +269,8 @@ typedef struct TpcTxn
 	int			npending_acks;	/* set when committed */
 	bool		prepares_sent;
 	bool		decision_sent;
+	int			resend_ms;		/* messenger: when to send it again … */
+	TimestampTz sent_at;		/* … counted from here */
 	bool		done;			/* committed and all acknowledged */
 	bool		incident;		/* somebody could not apply it as decided */
 	TimestampTz started;

@@ -46,6 +46,9 @@
 #include "shmem.h"
 #include "txn.h"
 
+/* How often to look for a free entry, 10 ms apart. */
+#define CLAIM_TRIES 5
+
 typedef struct PendingCall
 {
 	char	   *node;
@@ -87,18 +90,50 @@ current_reset(void)
 }
 
 /*
- * txn_claim: make the current transaction a global one, if it is not yet.
- *
- * Draws its number and makes its entry in one go under txns, which is what
- * the floor rests on (tpc_decision_floor).
+ * claim_entry: draw a number and make its entry, in one go under txns, which
+ * is what the floor rests on (tpc_decision_floor).  NULL if all places are
+ * taken; raises if the node is not there any more.
  */
+static TpcTxn *
+claim_entry(TpcNode *node, TpcTxnKey *key)
+{
+	TpcTxn	   *txn;
+	bool		found;
+
+	/* The place must still be ours when the number is drawn. */
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	if (node->state != TPC_NODE_ATTACHED || node->dbid != MyDatabaseId ||
+		pg_atomic_read_u64(&node->incarnation) == 0)
+	{
+		LWLockRelease(&tpc_shared->control);
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database has been detached")));
+	}
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	key->gtid.incarnation = pg_atomic_read_u64(&node->incarnation);
+	key->gtid.sequence = pg_atomic_add_fetch_u64(&node->sequence, 1);
+	txn = hash_search(tpc_txns, key, HASH_ENTER_NULL, &found);
+	if (txn != NULL)
+	{
+		memset((char *) txn + sizeof(TpcTxnKey), 0,
+			   sizeof(TpcTxn) - sizeof(TpcTxnKey));
+		txn->state = TPC_TXN_ACTIVE;
+		txn->pid = MyProcPid;
+		txn->started = GetCurrentTransactionStartTimestamp();
+	}
+	LWLockRelease(&tpc_shared->txns);
+	LWLockRelease(&tpc_shared->control);
+	return txn;
+}
+
+/* txn_claim: make the current transaction a global one, if it is not yet. */
 static void
 txn_claim(void)
 {
 	TpcNode    *node;
 	TpcTxn	   *txn;
 	TpcTxnKey	key;
-	bool		found;
 
 	if (current.txn != NULL)
 		return;
@@ -113,32 +148,19 @@ txn_claim(void)
 
 	memset(&key, 0, sizeof(key));
 	key.dbid = MyDatabaseId;
-
-	/* The place must still be ours when the number is drawn. */
-	LWLockAcquire(&tpc_shared->control, LW_SHARED);
-	if (node->state != TPC_NODE_ATTACHED || node->dbid != MyDatabaseId ||
-		pg_atomic_read_u64(&node->incarnation) == 0)
+	txn = claim_entry(node, &key);
+	for (int i = 0; txn == NULL && i < CLAIM_TRIES; i++)
 	{
-		LWLockRelease(&tpc_shared->control);
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this database has been detached")));
+		/* The messenger may have entries to free that are done with. */
+		tpc_wake_messenger(node);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10,
+						 tpc_wait_event(&wait_event_connect,
+										"TpcAmqpConnection"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		txn = claim_entry(node, &key);
 	}
-	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
-	key.gtid.incarnation = pg_atomic_read_u64(&node->incarnation);
-	key.gtid.sequence = pg_atomic_add_fetch_u64(&node->sequence, 1);
-	txn = hash_search(tpc_txns, &key, HASH_ENTER_NULL, &found);
-	if (txn != NULL)
-	{
-		memset((char *) txn + sizeof(TpcTxnKey), 0,
-			   sizeof(TpcTxn) - sizeof(TpcTxnKey));
-		txn->state = TPC_TXN_ACTIVE;
-		txn->pid = MyProcPid;
-		txn->started = GetCurrentTransactionStartTimestamp();
-	}
-	LWLockRelease(&tpc_shared->txns);
-	LWLockRelease(&tpc_shared->control);
-
 	if (txn == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -1,5 +1,5 @@
-# Many sessions, many branches, limits, and workers that do not get in each
-# other's way.
+# Limits, and what is beyond them; what must not wait for what; many sessions,
+# many branches in doubt, and what a worker's memory does meanwhile.
 
 use strict;
 use warnings;
@@ -7,265 +7,453 @@ use warnings;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
-use TpcTest;
 use TpcPair;
+use TpcTest;
 
 my $broker = TpcTest::Broker->of_this_file;
 my ($blog, $reviews) = TpcPair::new_pair(
 	conf => <<'EOC',
-max_connections = 350
-max_prepared_transactions = 2500
-tpc_amqp.max_transactions = 3000
-tpc_amqp.prepare_workers = 2
-tpc_amqp.resolve_interval = '1s'
-log_min_messages = warning
 log_statement = none
+log_min_messages = info
+max_connections = 350
+max_prepared_transactions = 1500
+tpc_amqp.max_transactions = 2000
+tpc_amqp.prepare_workers = 4
+tpc_amqp.resolve_workers = 2
+tpc_amqp.lock_timeout = 0
+tpc_amqp.forget_after = 1s
 EOC
-	blog_setup => 'CREATE SEQUENCE public.ids START 1000000;');
-TpcPair::connected($blog, $reviews);
-
-my $script = $PostgreSQL::Test::Utils::tmp_check . '/load.sql';
-append_to_file($script, <<'EOS');
-SET tpc_amqp.prepare_timeout = '60s';
-SET tpc_amqp.apply_timeout = '60s';
-SELECT nextval('public.ids') AS id \gset
-BEGIN;
-INSERT INTO public.blogs VALUES (:id);
-SELECT tpc_amqp.call('reviews', 'add_review', jsonb_build_object('id', :id));
-COMMIT;
+	blog_setup => 'CREATE SEQUENCE public.ids START 100000;',
+	reviews_setup => <<'EOS');
+CREATE FUNCTION public.big(arg jsonb) RETURNS void LANGUAGE sql AS
+	$$INSERT INTO public.reviews (id, note)
+	  VALUES ((arg->>'id')::int, length(arg->>'pad'))$$;
+CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
+	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
+	  INSERT INTO public.reviews (id, note)
+	  VALUES ((arg->>'id')::int, 'held')$$;
+SELECT tpc_amqp.register_handler('big', 'public.big(jsonb)');
+SELECT tpc_amqp.register_handler('held', 'public.held(jsonb)');
 EOS
+my $stock = TpcTest->new_node(
+	$blog->cluster, 'stock', 'stock',
+	setup => $TpcPair::REVIEWS_SETUP);
+my @nodes = ($blog, $reviews, $stock);
+my $next_id = 1;
 
-# load NAME, OPTIONS: pgbench; all transactions have to succeed.
-sub load
+TpcPair::connected(@nodes);
+
+sub outcome_is
 {
-	my ($name, @options) = @_;
+	my ($id, $expected, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my ($out, $err) = ('', '');
-	my $start = time();
 
-	IPC::Run::run(
-		[
-			$blog->cluster->installed_command('pgbench'),
-			'-n', '-f', $script, @options, $blog->connstr
-		],
-		'<', '/dev/null', '>', \$out, '2>', \$err,
-		IPC::Run::timeout(2 * $TpcTest::TIMEOUT));
-	is($?, 0, $name) or diag($err);
-	note(sprintf '%s: %.1f s', $name, time() - $start);
-	return;
+	return is(TpcPair::blog_has($blog, $id)
+		  . TpcPair::reviews_has($reviews, $id), $expected, $name);
 }
 
-sub all_agree
+sub works_on
 {
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $digest = "SELECT count(*), md5(string_agg(id::text, ' ' ORDER BY id))";
+	my $id = $next_id++;
 
-	ok(TpcPair::settled(30, $blog, $reviews), "$name: nothing is in doubt");
-	is( $reviews->sql("$digest FROM public.reviews WHERE id >= 1000000"),
-		$blog->sql("$digest FROM public.blogs WHERE id >= 1000000"),
-		"$name: both nodes have the same rows");
-	return;
+	my (undef, $err) = $blog->try(TpcPair::transaction($id));
+	is($err, '', "$name: the next transaction commits");
+	return outcome_is($id, '11', "$name: ... on both nodes");
 }
 
-# ---------------------------------------------------------------------------
-# Connections
+sub counter
+{
+	my ($node, $name) = @_;
+	return $node->sql("SELECT $name FROM tpc_amqp.stat");
+}
 
-load('300 sessions', '-c', '300', '-j', '2', '-t', '2');
-is(scalar($broker->connections),
-	2, 'they share one connection per node');
-all_agree('300 sessions');
+sub workers
+{
+	my ($node) = @_;
+	return split /,/, $node->sql("SELECT concat_ws(',', messenger_pid,
+		array_to_string(prepare_pids, ','), array_to_string(resolve_pids, ','))
+		FROM tpc_amqp.node");
+}
 
-# ---------------------------------------------------------------------------
-# Size
-
-my $big = "(SELECT to_jsonb(repeat('x', %d)))";
-like(
-	$blog->fails(
-		"SELECT tpc_amqp.call('reviews', 'look', "
-		  . sprintf($big, 1024 * 1024) . ')'),
-	qr/54000: calls to node "reviews" are too large/,
-	'a payload over max_payload');
-like(
-	$blog->fails(
-		"SELECT tpc_amqp.call('reviews', 'look', "
-		  . sprintf($big, 600_000)
-		  . ') FROM generate_series(1, 2)'),
-	qr/54000: calls to node "reviews" are too large/,
-	'... counts all calls to one node');
-is($blog->sql("SELECT tpc_amqp.call('reviews', 'look', "
-		  . sprintf($big, 1_000_000) . ')'), '', 'one just below');
-
-# ---------------------------------------------------------------------------
-# Workers
+# took CODE: how many seconds it took.
+sub took
+{
+	my ($code) = @_;
+	my $from = time();
+	$code->();
+	return time() - $from;
+}
 
 sub slow
 {
-	my ($id, $seconds) = @_;
+	my ($seconds) = @_;
+	my $id = $next_id++;
 	return $blog->start(
 		TpcPair::transaction(
 			$id,
 			handler => 'slow',
-			arg => qq({"id": $id, "seconds": $seconds}),
-			set => { prepare_timeout => '60s' }));
+			arg => qq({"id": $id, "seconds": $seconds})));
 }
 
-# The margin is for starting two clients on a busy machine.
-my $start = time();
-my @runs = map { slow($_, 3) } (1, 2);
-my @results = map { [ $_->finish ] } @runs;
-my $took = time() - $start;
-is(join(' ', map { $_->[2] } @results), '0 0', 'two slow handlers');
-cmp_ok($took, '<', 5.5, '... run at the same time');
-
-@runs = (slow(3, 20));
-TpcPair::branch_is($reviews, 'running');
-$start = time();
-$blog->sql(TpcPair::transaction(4));
-cmp_ok(time() - $start, '<', 10, 'a slow handler does not delay another');
-is($reviews->sql("SELECT count(*) FROM tpc_amqp.branches
-	WHERE state = 'running'"), 1, '... and runs still');
-my $pid = TpcPair::backend($blog, "query = 'COMMIT;'");
-$blog->sql("SELECT pg_cancel_backend($pid)");
-(undef, my $err) = $runs[0]->finish;
-like($err, qr/57014/, '... until it is cancelled');
-$reviews->poll('SELECT count(*) = 0 FROM tpc_amqp.branches');
-
-# All prepare workers wait for a lock that a prepared branch has: its decision
-# gets through.
-sub take
+sub running
 {
-	my ($id) = @_;
-	return $blog->start(
-		TpcPair::transaction(
-			$id,
-			handler => 'take',
-			arg => '{"item": "apple", "amount": 1}',
-			set => { prepare_timeout => '60s', apply_timeout => '60s' }));
+	my ($count) = @_;
+	return $reviews->poll("SELECT count(*) FROM tpc_amqp.branches
+		WHERE state = 'running'", $count);
 }
 
-my $resolver = $reviews->sql('SELECT resolve_pids[1] FROM tpc_amqp.node');
-TpcTest->freeze($resolver);
-@runs = (take(10));
-TpcPair::waiting($blog, 'committed');
-push @runs, take(11), take(12), take(13);
-$reviews->poll("SELECT count(*) = 2 FROM tpc_amqp.branches
-	WHERE state = 'running'");
-TpcTest->thaw($resolver);
-is(join(' ', map { ($_->finish)[2] } @runs),
-	'0 0 0 0', 'handlers that wait for a lock of a prepared branch');
-is($reviews->sql("SELECT amount FROM public.stock"), 96, '... all took part');
+sub reload
+{
+	my ($node, $setting, $value) = @_;
+	$node->sql("ALTER SYSTEM SET tpc_amqp.$setting = '$value'");
+	$node->cluster->reload;
+	$node->poll("SELECT setting = (SELECT regexp_replace('$value', '\\D', '', 'g'))
+		FROM pg_settings WHERE name = 'tpc_amqp.$setting'");
+	return;
+}
+
+# Plain transactions: clients, and each one's number, or seconds.
+my $script = "$PostgreSQL::Test::Utils::tmp_check/transaction.sql";
+append_to_file($script, <<'EOS');
+WITH b AS (INSERT INTO public.blogs VALUES (nextval('public.ids')) RETURNING id) SELECT tpc_amqp.call('reviews', 'add_review', jsonb_build_object('id', id)) FROM b;
+EOS
+
+sub pgbench
+{
+	my ($clients, @options) = @_;
+	my $run = { out => '', err => '' };
+
+	$run->{handle} = IPC::Run::start(
+		[
+			$blog->cluster->installed_command('pgbench'), '-n',
+			'-c', $clients, '-j', 2, '-f', $script, @options,
+			$blog->connstr
+		],
+		'<', '/dev/null',
+		'>', \$run->{out},
+		'2>', \$run->{err},
+		IPC::Run::timeout($TpcTest::TIMEOUT));
+	$run->{handle}->pump_nb;
+	return bless $run, 'TpcTest::Run';
+}
+
+sub rate
+{
+	my ($out) = @_;
+	my ($tps) = $out =~ /^tps = ([\d.]+)/m;
+	return $tps // 0;
+}
+
+sub same_rows
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my @sums = map {
+		$_->[0]->sql("SELECT count(*), count(DISTINCT id), sum(id::bigint)
+			FROM public.$_->[1]")
+	} ([ $blog, 'blogs' ], [ $reviews, 'reviews' ]);
+	return is($sums[1], $sums[0], "$name: both nodes have the same rows");
+}
 
 # ---------------------------------------------------------------------------
-# Memory
+# What does not wait for what
 
+my $seconds = took(
+	sub {
+		my @runs = map { slow(1) } 1 .. 4;
+		is(($_->finish)[1], '', 'a slow handler finishes') for @runs;
+	});
+cmp_ok($seconds, '<', 2.5, 'four handlers run at a time with four workers');
+
+my $slow = slow(3);
+running(1);
+$seconds = took(sub { works_on('beside a slow handler') });
+cmp_ok($seconds, '<', 2, 'a slow handler does not delay others');
+ok($slow->{handle}->pumpable, '... and still runs');
+is(($slow->finish)[1], '', '... and finishes');
+
+# All prepare workers are busy; a decision needs none of them.
+my $holder = $blog->session;
+$holder->query_safe('BEGIN; LOCK TABLE tpc_amqp.decision IN SHARE MODE');
+my $id = $next_id++;
+my $decided = $blog->start(TpcPair::transaction($id));
+TpcPair::backend($blog, "wait_event_type = 'Lock'");
+my @slow = map { slow(3) } 1 .. 4;
+running(4);
+$seconds = took(
+	sub {
+		$holder->quit;
+		is(($decided->finish)[1], '', 'a decision is applied');
+	});
+cmp_ok($seconds, '<', 1.5, '... at once, though no prepare worker is free');
+running(4);
+pass('... meanwhile');
+outcome_is($id, '11', '... on both nodes');
+$_->finish for @slow;
+
+# A participant stands still.
+my @frozen = workers($reviews);
+TpcTest->freeze(@frozen);
+my $stuck = $blog->start(
+	TpcPair::transaction($next_id++, set => { prepare_timeout => '4s' }));
+TpcPair::waiting($blog, 'preparing');
+$seconds = took(
+	sub {
+		$blog->sql(TpcPair::transaction($next_id++, to => 'stock'));
+	});
+cmp_ok($seconds, '<', 1,
+	'a participant that stands still does not delay others');
+like(($stuck->finish)[1], qr/ERROR:  40000: no vote from node "reviews"/,
+	'... but its own transactions');
+TpcTest->thaw(@frozen);
+$blog->sql('DELETE FROM public.blogs WHERE id = (SELECT max(id)
+	FROM public.blogs)');
+works_on('participant thawed');
+
+# ---------------------------------------------------------------------------
+# Payload
+
+# The largest argument that fits into KB, for "big": what it counts is the
+# arguments and handlers, and 64 bytes for each call.
+sub big
+{
+	my ($call_id, $bytes) = @_;
+	my $pad = $bytes - 64 - length('big')
+	  - length(qq({"id": $call_id, "pad": ""}));
+	return "BEGIN;
+		INSERT INTO public.blogs VALUES ($call_id);
+		SELECT tpc_amqp.call('reviews', 'big', jsonb_build_object(
+			'id', $call_id, 'pad', repeat('x', $pad)));
+		COMMIT;\n";
+}
+
+my $KB = 1024;
+my $err = $blog->fails(big($next_id++, 1024 * $KB + 1));
+like($err, qr/ERROR:  54000: calls to node "reviews" are too large/,
+	'a byte too much for max_payload');
+like($err, qr/HINT:  Increase "tpc_amqp.max_payload" on both nodes/,
+	'... has a hint');
+$blog->sql(big($id = $next_id++, 1024 * $KB));
+outcome_is($id, '11', 'a byte less is not');
+
+my $connects = counter($reviews, 'connects');
+reload($blog, 'max_payload', '8192kB');
+my $bad = counter($reviews, 'bad_messages');
+$seconds = took(
+	sub {
+		$err = $blog->fails(
+			"SET tpc_amqp.prepare_timeout = '2s';\n" . big($id = $next_id++,
+				5000 * $KB));
+	});
+like($err, qr/ERROR:  40000: no vote from node "reviews" within 2000 ms/,
+	'a message that is too large for the participant');
+cmp_ok($seconds, '<', 3, '... fails in time');
+is(counter($reviews, 'bad_messages'), $bad + 1, '... and is counted');
+outcome_is($id, '00', '... is rolled back');
+works_on('too large for the participant');
+
+reload($reviews, 'max_payload', '8192kB');
+my $rc;
+(undef, $err, $rc) =
+  $blog->try("SET tpc_amqp.prepare_timeout = '5s';\n"
+	  . big($id = $next_id++, 5000 * $KB));
+is($err, '', 'some megabytes, once the participant allows it');
+outcome_is($id, '11', '... arrive');
+is(counter($reviews, 'connects'),
+	$connects, '... over the same connection all the time');
+
+# ---------------------------------------------------------------------------
+# Sessions and memory
+
+my $run = pgbench(300, '-T', 4);
+$blog->poll("SELECT count(*) >= 300 FROM pg_stat_activity
+	WHERE backend_type = 'client backend' AND query ~ '^WITH b'");
+is(scalar(my @connections = $broker->connections),
+	3, 'one connection per node, with 300 sessions');
+my ($out) = $run->finish;
+is($run->{handle}->result(0), 0, 'none of 300 sessions failed')
+  or diag $run->{err};
+diag sprintf '300 sessions: %.0f transactions per second', rate($out);
+same_rows('300 sessions');
+
+# What a process has for itself, in kB.
 sub memory
 {
-	my %rss;
-
+	my %memory;
 	for my $node ($blog, $reviews)
 	{
-		for my $pid (
-			split /\n/,
-			$node->sql(
-				'SELECT unnest(messenger_pid || prepare_pids || resolve_pids)
-				FROM tpc_amqp.node'))
+		for my $pid (workers($node))
 		{
-			my $status = slurp_file("/proc/$pid/status");
-			# What is not shared with others.
-			my ($kb) = $status =~ /^RssAnon:\s+(\d+) kB/m;
-			$rss{ $node->name . " $pid" } = $kb;
+			my ($kb) = slurp_file("/proc/$pid/status") =~ /^RssAnon:\s+(\d+)/m;
+			my $type = $node->sql("SELECT backend_type FROM pg_stat_activity
+				WHERE pid = $pid");
+			$memory{ $node->name . " $type $pid" } = $kb;
 		}
 	}
-	return %rss;
+	return %memory;
 }
 
-load('4,000 transactions', '-c', '16', '-j', '2', '-t', '250');
+sub commit_until
+{
+	my ($count) = @_;
+	my $left = $count - counter($blog, 'commits');
+
+	return if $left <= 0;
+	my $pgbench = pgbench(10, '-t', int($left / 10) + 1);
+	my ($report) = $pgbench->finish;
+	is($pgbench->{handle}->result(0), 0, "$count transactions")
+	  or diag $pgbench->{err};
+	diag sprintf '10 sessions: %.0f transactions per second', rate($report);
+	return;
+}
+
+commit_until(5000);
 my %before = memory();
-load('16,000 transactions', '-c', '16', '-j', '2', '-t', '1000');
+commit_until(20000);
 my %after = memory();
-is(join(' ', sort keys %after), join(' ', sort keys %before),
-	'no worker has ended');
-for my $worker (sort keys %before)
+for my $who (sort keys %before)
 {
-	cmp_ok($after{$worker} - $before{$worker},
-		'<', 3000, 'memory stays what it was');
-	note("$worker: $before{$worker} kB, then $after{$worker} kB");
+	cmp_ok($after{$who} // 1e9, '<=', $before{$who} + 3 * $KB,
+		"memory of $who stays ($before{$who} kB)");
 }
-all_agree('20,000 transactions');
+same_rows('20000 transactions');
 
 # ---------------------------------------------------------------------------
-# 2,000 branches in doubt, of which half are decided, when a node comes up
+# A thousand branches in doubt
 
-# Numbers of transactions that were begun and rolled back.
-my $n = 2000;
-my @uuids = map { m{^blog/(\S+)$} } split /\n/,
-  $blog->sql(
-	q{BEGIN; SELECT tpc_amqp.call('reviews', 'look')
-		\; SELECT tpc_amqp.gtid(); ROLLBACK;} x $n);
-is(scalar(@uuids), $n, "$n transactions");
-
-$reviews->detach;
-$reviews->poll('SELECT count(*) = 0 FROM tpc_amqp.node');
-my $prepare = '';
-for my $i (0 .. $n - 1)
+my @resolvers = split /,/,
+  $reviews->sql("SELECT array_to_string(resolve_pids, ',')
+	FROM tpc_amqp.node");
+TpcTest->freeze(@resolvers);
 {
-	my $uuid = $uuids[$i];
-	my $gid = "tpc_amqp:blog/$uuid:reviews";
-	$prepare .= "BEGIN; INSERT INTO public.reviews (id) VALUES (-1 - $i);
-		INSERT INTO tpc_amqp.branch (coordinator, gtid, gid, sender,
-			prepared_at) VALUES ('blog', '$uuid', '$gid', 'guest', now());
-		PREPARE TRANSACTION '$gid';\n";
+	local $ENV{PGOPTIONS} = '-c tpc_amqp.commit_wait=decided';
+	$run = pgbench(20, '-t', 55);
+	$run->finish;
+	is($run->{handle}->result(0), 0, '1100 transactions are decided')
+	  or diag $run->{err};
 }
-$reviews->sql($prepare);
-is(scalar(TpcTest->prepared($reviews->cluster)), $n, "$n branches in doubt");
-$blog->sql("INSERT INTO tpc_amqp.decision
-		(gtid, participants, users, acked, decided_at)
-	SELECT uuid, '{reviews}', '{guest}', '{}', now()
-	FROM unnest('{" . join(',', @uuids[ map { 2 * $_ } (0 .. $n / 2 - 1) ])
-	  . "}'::uuid[]) uuid");
-$start = time();
-$reviews->attach;
-ok(TpcPair::settled(60, $reviews), '... are finished')
-  or diag(scalar(TpcTest->prepared($reviews->cluster)));
-note(sprintf 'that took %.1f s', time() - $start);
-is( $reviews->sql("SELECT count(*), count(*) FILTER (WHERE id % 2 <> 0)
-		FROM public.reviews WHERE id < 0"),
-	$n / 2 . '|' . $n / 2,
-	'... as their coordinator has decided');
-TpcPair::connected($reviews);
+# ... and some are not.
+$holder = $blog->session;
+$holder->query_safe('BEGIN; LOCK TABLE tpc_amqp.decision IN SHARE MODE');
+$run = pgbench(50, '-t', 1);
+$reviews->poll('SELECT count(*) FROM pg_prepared_xacts', 1150);
+pass('1150 branches are prepared');
+is($blog->sql('SELECT count(*) FROM public.blogs')
+	  - $reviews->sql('SELECT count(*) FROM public.reviews'),
+	1100, '... of which 1100 are decided');
+
+TpcTest->kill9_server($_->cluster) for $reviews, $blog;
+TpcTest->thaw(@resolvers);
+eval { $run->finish };
+eval { $holder->quit };
+$_->cluster->start for $blog, $reviews;
+my $from = time();
+{
+	local $TpcTest::TIMEOUT = 40;
+	my $left = '?';
+	ok( eval {
+			TpcTest::poll_until(
+				sub {
+					$left = $reviews->sql('SELECT count(*)
+						FROM pg_prepared_xacts');
+					return $left eq '0';
+				},
+				'branches to be finished');
+		},
+		'all branches in doubt are finished without help')
+	  or diag "$left are left";
+}
+diag sprintf '1150 branches in doubt: %.1f s, %.0f per second',
+  time() - $from, 1150 / (time() - $from);
+same_rows('branches in doubt');
+TpcPair::connected(@nodes);
+works_on('branches in doubt');
 
 # ---------------------------------------------------------------------------
-# Places for transactions
+# Places for transactions, and memory for messages
 
-$blog->cluster->append_conf('postgresql.conf',
-	"tpc_amqp.max_transactions = 10\n");
-$blog->cluster->restart;
-TpcPair::connected($blog);
-my @sessions;
-for my $i (1 .. 10)
+for my $node ($blog, $reviews)
 {
-	my $session = $blog->session;
-	$session->query_safe(
-		q{BEGIN; SELECT tpc_amqp.call('reviews', 'look')});
-	push @sessions, $session;
+	$node->cluster->append_conf('postgresql.conf', <<'EOC');
+tpc_amqp.max_transactions = 10
+tpc_amqp.max_memory = 16MB
+EOC
+	$node->cluster->restart;
 }
-like($blog->fails(q{SELECT tpc_amqp.call('reviews', 'look')}),
-	qr/53400: too many global transactions/, 'max_transactions');
-$sessions[0]->query_safe('COMMIT');
-TpcTest::poll_until(
-	sub {
-		my (undef, $e, $rc) =
-		  $blog->try(q{SELECT tpc_amqp.call('reviews', 'look')});
-		$TpcTest::last_seen = $e;
-		return !$rc;
-	},
-	'a place');
-pass('... until one has ended');
+TpcPair::connected(@nodes);
+
+my @sessions = map { $blog->session } 1 .. 10;
+for my $session (@sessions)
+{
+	$session->query_safe("BEGIN;
+		SELECT tpc_amqp.call('reviews', 'add_review', '{\"id\": $next_id}');
+		INSERT INTO public.blogs VALUES ($next_id)");
+	$next_id++;
+}
+$err = $blog->fails(TpcPair::transaction($next_id++));
+like($err, qr/ERROR:  53400: too many global transactions/,
+	'max_transactions is exhausted');
+like($err, qr/HINT:  Increase "tpc_amqp.max_transactions"/, '... with a hint');
+$blog->sql('BEGIN; INSERT INTO public.blogs VALUES (-1); ROLLBACK');
+pass('... local transactions work');
+my $first = shift @sessions;
+$first->query_safe('ROLLBACK');
+$first->quit;
+works_on('a place is free');
+$_->query_safe('COMMIT') for @sessions;
 $_->quit for @sessions;
+is($blog->sql("SELECT count(*) FROM tpc_amqp.transactions
+	WHERE state <> 'finished' AND state <> 'committed'"),
+	0, 'all places are free');
+works_on('max_transactions');
+same_rows('max_transactions');
 
-unlike(slurp_file($_->cluster->logfile), qr/PANIC|signal 11|TRAP|signal 6/,
-	'no crash of ' . $_->name)
-  for $blog, $reviews;
+# At the coordinator: its messenger takes nothing.
+my $messenger = $blog->sql('SELECT messenger_pid FROM tpc_amqp.node');
+TpcTest->freeze($messenger);
+my @runs = map {
+	$blog->start(
+		"SET tpc_amqp.prepare_timeout = '4s';\n" . big($next_id++, 6000 * $KB))
+} 1 .. 4;
+my @errors = map { ($_->finish)[1] } @runs;
+ok((grep { /ERROR:  53200: out of shared memory for messages/ } @errors),
+	'max_memory is exhausted at the coordinator')
+  or diag @errors;
+ok(!(grep { !/ERROR:  (?:53200|40000): / } @errors), '... nothing else fails')
+  or diag @errors;
+TpcTest->thaw($messenger);
+TpcPair::connected(@nodes);
+works_on('max_memory at the coordinator');
+same_rows('max_memory at the coordinator');
+
+# At the participant: its handlers do not come to an end.
+$holder = $reviews->session;
+$holder->query_safe('SELECT pg_advisory_lock(7)');
+my $big_held = big(0, 4000 * $KB) =~ s/'big'/'held'/r;
+@runs = map {
+	my $call_id = $next_id++;
+	$blog->start("SET tpc_amqp.prepare_timeout = '6s';\n"
+		  . $big_held =~ s/VALUES \(0\)/VALUES ($call_id)/r
+		  =~ s/'id', 0/'id', $call_id/r)
+} 1 .. 6;
+$connects = counter($reviews, 'connects');
+$reviews->poll("SELECT branches_refused > 0 FROM tpc_amqp.stat");
+$holder->quit;
+@errors = map { ($_->finish)[1] } @runs;
+ok((grep { /ERROR:  53200: / } @errors),
+	'max_memory is exhausted at the participant')
+  or diag @errors;
+ok((grep { $_ eq '' } @errors), '... others commit');
+is(counter($reviews, 'connects'), $connects, '... the connection stays');
+works_on('max_memory at the participant');
+ok(TpcPair::settled(20, $blog, $reviews), 'nothing stays prepared') or diag $@;
+same_rows('max_memory at the participant');
+
+is(join(' ', map {
+		$_->sql('SELECT string_agg(i::text, chr(10))
+			FROM tpc_amqp.incidents i') } @nodes),
+	'  ', 'in the end: no incidents');
 
 done_testing();
