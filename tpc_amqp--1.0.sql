@@ -329,6 +329,13 @@ REVOKE ALL ON FUNCTION tpc_amqp.resolve(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.forget(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.stat_reset() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION tpc_amqp.node_state(), tpc_amqp.live_transactions(),
+	tpc_amqp.finished_transactions(), tpc_amqp.live_branches(),
+	tpc_amqp.node_stat(), tpc_amqp.gtid_text(uuid) FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION tpc_amqp.node_state(), tpc_amqp.live_transactions(),
+	tpc_amqp.finished_transactions(), tpc_amqp.live_branches(),
+	tpc_amqp.node_stat(), tpc_amqp.gtid_text(uuid) TO pg_monitor;
 GRANT USAGE ON SCHEMA tpc_amqp TO pg_monitor;
 GRANT SELECT ON tpc_amqp.node, tpc_amqp.transactions, tpc_amqp.branches,
 	tpc_amqp.incidents, tpc_amqp.handlers, tpc_amqp.stat TO pg_monitor;

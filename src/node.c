@@ -127,6 +127,15 @@ tpc_local_node_read(TpcLocalNode *local)
 		bool		isnull;
 		char	   *name;
 
+		/* the library may be newer than the extension in this database */
+		if (desc->natts < 3 || TupleDescAttr(desc, 0)->atttypid != TEXTOID ||
+			TupleDescAttr(desc, 1)->atttypid != NAMEOID ||
+			TupleDescAttr(desc, 2)->atttypid != OIDOID)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("extension tpc_amqp in this database does not fit the library"),
+					 errhint("Run ALTER EXTENSION tpc_amqp UPDATE.")));
+
 		found = true;
 		name = TextDatumGetCString(heap_getattr(tuple, 1, desc, &isnull));
 		strlcpy(local->name, name, sizeof(local->name));

@@ -68,6 +68,7 @@ static struct
 	TpcTxn	   *txn;
 	TpcGlobalId id;
 	List	   *calls;
+	bool		shown;			/* gtid() has told somebody the id */
 	bool		handed;			/* the messenger knows of it */
 	bool		wait_applied;	/* after the commit, wait */
 	int			apply_timeout;	/* as it was at C1 */
@@ -287,6 +288,7 @@ tpc_gtid(PG_FUNCTION_ARGS)
 
 	if (current.txn == NULL)
 		PG_RETURN_NULL();
+	current.shown = true;
 	tpc_gtid_to_text(&current.id, text);
 	PG_RETURN_TEXT_P(cstring_to_text(text));
 }
@@ -574,6 +576,19 @@ yes_voters(char **names, char **users)
 }
 
 /*
+ * record_shown: a transaction that in the end has no participants needs no
+ * record, except for who knows its id and may ask for its outcome().
+ */
+static void
+record_shown(void)
+{
+	if (!current.shown)
+		return;
+	ForceSyncCommit();
+	tpc_decision_insert(&current.id.gtid, NULL, NULL, 0);
+}
+
+/*
  * pre_commit: steps C1 to C3.  An error here rolls back everywhere.
  */
 static void
@@ -585,8 +600,13 @@ pre_commit(void)
 	TimestampTz deadline;
 	bool		timed;
 
-	if (current.txn == NULL || current.calls == NIL)
+	if (current.txn == NULL)
 		return;
+	if (current.calls == NIL)
+	{
+		record_shown();
+		return;
+	}
 
 	/*
 	 * The decision is the commit record: it must be on disk before C5, and
@@ -823,6 +843,8 @@ xact_callback(XactEvent event, void *arg)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
+			if (current.txn != NULL)
+				record_shown();
 			break;
 
 		case XACT_EVENT_PREPARE:

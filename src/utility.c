@@ -12,11 +12,14 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/snapmgr.h"
 
@@ -28,6 +31,8 @@
 #include "utility.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
+static object_access_hook_type prev_object_access = NULL;
+static uint32 wait_event_acks = 0;
 
 /*
  * affected_database: the database the command needs to itself, or NULL.
@@ -105,6 +110,31 @@ drops_extension(Node *parsetree)
 }
 
 /*
+ * Acknowledgements of what has just been committed may still be on their way
+ * to the list of finished transactions.  How many are missing after a moment.
+ */
+static int
+wait_until_acknowledged(void)
+{
+	int			unacked = 0;
+
+	for (int i = 0; i < 60; i++)
+	{
+		PushActiveSnapshot(GetLatestSnapshot());
+		unacked = tpc_decision_count_open();
+		PopActiveSnapshot();
+		if (unacked == 0)
+			break;
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
+						 tpc_wait_event(&wait_event_acks, "TpcAmqpDrop"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return unacked;
+}
+
+/*
  * before_drop_extension: refuse while branches are in doubt, for nothing
  * could finish them then; else end being a node.
  */
@@ -131,9 +161,7 @@ before_drop_extension(void)
 				 errhint("View tpc_amqp.branches lists them while the database is attached, pg_prepared_xacts always.")));
 	if (!tpc_local_node_read(&local))
 		return;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	unacked = tpc_decision_count_open();
-	PopActiveSnapshot();
+	unacked = wait_until_acknowledged();
 	if (unacked > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -179,9 +207,33 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 		tpc_node_paused_is_dropped();
 }
 
+/*
+ * The extension can also go with its schema or its owner's objects.  Nothing
+ * is refused then, the locks on its tables have been waited for; but this
+ * database ends being a node all the same.
+ */
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
+			  void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, classId, objectId, subId, arg);
+
+	if (access == OAT_DROP && classId == ExtensionRelationId && subId == 0 &&
+		!tpc_node_xact_pending())
+	{
+		char	   *name = get_extension_name(objectId);
+
+		if (name != NULL && strcmp(name, "tpc_amqp") == 0)
+			tpc_node_detach_on_commit();
+	}
+}
+
 void
 tpc_utility_install(void)
 {
 	prev_process_utility = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
 }
