@@ -107,6 +107,7 @@ COMMIT;
 SELECT tpc_amqp.gtid() IS NULL;
 SELECT prepares_sent, commits, aborts FROM tpc_amqp.stat;
 SELECT count(*) FROM tpc_amqp.transactions WHERE gtid = :'gtid';
+SELECT tpc_amqp.outcome(:'gtid');
 \c regress_reviews
 SELECT regress_savepoints.take();
 \c regress_blog

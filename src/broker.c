@@ -1302,7 +1302,7 @@ take_over(TpcBroker *b, int64 deadline)
 			case AMQP_CONNECTION_BLOCKED_METHOD:
 				{
 					amqp_connection_blocked_t *m =
-						frame.payload.method.decoded;
+					frame.payload.method.decoded;
 
 					b->blocked_held = true;
 					copy_text(b->blocked_text, sizeof(b->blocked_text),

@@ -37,7 +37,7 @@ void
 tpc_gtid_to_bytes(const TpcGtid *gtid, unsigned char bytes[16])
 {
 	uint64		high = ((gtid->incarnation >> 12) << 16) |
-		UINT64CONST(0x8000) | (gtid->incarnation & 0xFFF);
+	UINT64CONST(0x8000) | (gtid->incarnation & 0xFFF);
 	uint64		low = (UINT64CONST(2) << 62) | gtid->sequence;
 
 	Assert(gtid->incarnation >> TPC_INCARNATION_BITS == 0);

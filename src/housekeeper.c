@@ -492,7 +492,7 @@ static bool
 resend_decisions(TimestampTz now, bool all)
 {
 	TimestampTz before = all ? now :
-		TimestampTzPlusMilliseconds(now, -tpc_resolve_interval);
+	TimestampTzPlusMilliseconds(now, -tpc_resolve_interval);
 	List	   *rows;
 	ListCell   *lc;
 	HASH_SEQ_STATUS seq;

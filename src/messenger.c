@@ -862,7 +862,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 	TpcTxn	   *txn;
 	TpcParticipant *part;
 	bool		says_yes = msg->type == TPC_MSG_INQUIRY ||
-		msg->vote == TPC_VOTE_YES;
+	msg->vote == TPC_VOTE_YES;
 	bool		ask = false;
 	bool		resend = false;
 	const char *why = NULL;

@@ -18,7 +18,7 @@
 #include "shmem.h"
 
 static void
-parse_gtid(text *arg, TpcGlobalId *id)
+parse_gtid(text * arg, TpcGlobalId *id)
 {
 	char	   *gtid = text_to_cstring(arg);
 

@@ -70,8 +70,8 @@ typedef enum WorkResult
 
 /* The vote for which the memory is set aside. */
 static const char no_memory_vote[] =
-	"{\"vote\":\"no\",\"error\":{\"sqlstate\":\"53200\","
-	"\"message\":\"out of shared memory for messages\"}}";
+"{\"vote\":\"no\",\"error\":{\"sqlstate\":\"53200\","
+"\"message\":\"out of shared memory for messages\"}}";
 
 static TpcNode *node;
 static dsa_pointer reserve = InvalidDsaPointer;

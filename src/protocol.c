@@ -88,8 +88,8 @@ tpc_protocol_decide(const TpcParticipantFacts *facts)
 				return TPC_ACTION_ACK;
 
 			/*
-			 * A commit means that we voted yes, so the branch was durable.
-			 * A job is that of a repeated prepare; or the commit is made up.
+			 * A commit means that we voted yes, so the branch was durable. A
+			 * job is that of a repeated prepare; or the commit is made up.
 			 */
 			return facts->job_exists ? TPC_ACTION_RETRY : TPC_ACTION_LOST;
 	}

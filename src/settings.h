@@ -15,17 +15,17 @@ typedef enum TpcCommitWait
 } TpcCommitWait;
 
 extern int	tpc_prepare_timeout;	/* ms */
-extern int	tpc_apply_timeout;		/* ms */
-extern int	tpc_commit_wait;		/* TpcCommitWait */
-extern int	tpc_lock_timeout;		/* ms, for handlers */
+extern int	tpc_apply_timeout;	/* ms */
+extern int	tpc_commit_wait;	/* TpcCommitWait */
+extern int	tpc_lock_timeout;	/* ms, for handlers */
 extern int	tpc_prepare_workers;
 extern int	tpc_resolve_workers;
 extern int	tpc_resolve_interval;	/* ms */
-extern int	tpc_forget_after;		/* ms */
+extern int	tpc_forget_after;	/* ms */
 extern int	tpc_max_transactions;
 extern int	tpc_max_nodes;
-extern int	tpc_max_payload;		/* kB */
-extern int	tpc_max_memory;			/* MB */
+extern int	tpc_max_payload;	/* kB */
+extern int	tpc_max_memory;		/* MB */
 extern bool tpc_failover_presumes_abort;
 
 extern void tpc_settings_define(void);

@@ -151,13 +151,12 @@ typedef struct TpcNode
 	TpcNodeState state;
 	Oid			dbid;
 	char		name[TPC_NODE_SIZE];
-	pid_t		paused_by;		/* DROP DATABASE and the like: no workers while
-								 * this process lives */
+	pid_t		paused_by;		/* DROP DATABASE and the like: no workers
+								 * while this process lives */
 	TpcWorker	messenger;
 	TpcWorker	prepare[TPC_MAX_PREPARE_WORKERS];
 	TpcWorker	resolve[TPC_MAX_RESOLVE_WORKERS];
-	bool		no_slots;		/* launcher: the server is out of worker
-								 * slots … */
+	bool		no_slots;		/* launcher: the server is out of worker slots … */
 	bool		no_slots_logged;	/* … and it has said so */
 
 	/* attach() and its messenger, under control */

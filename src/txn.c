@@ -72,7 +72,7 @@ static struct
 	bool		handed;			/* the messenger knows of it */
 	bool		wait_applied;	/* after the commit, wait */
 	int			apply_timeout;	/* as it was at C1 */
-} current;
+}			current;
 
 bool		tpc_xact_pending = false;
 
@@ -609,8 +609,8 @@ pre_commit(void)
 	}
 
 	/*
-	 * The decision is the commit record: it must be on disk before C5, and
-	 * on the synchronous standbys, if there are any.
+	 * The decision is the commit record: it must be on disk before C5, and on
+	 * the synchronous standbys, if there are any.
 	 */
 	ForceSyncCommit();
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)

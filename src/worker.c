@@ -222,8 +222,8 @@ tpc_worker_stop_all(TpcNode *node)
 	for (int role = TPC_ROLE_MESSENGER; role <= TPC_ROLE_RESOLVE; role++)
 	{
 		int			count = role == TPC_ROLE_MESSENGER ? 1 :
-			role == TPC_ROLE_PREPARE ? TPC_MAX_PREPARE_WORKERS :
-			TPC_MAX_RESOLVE_WORKERS;
+		role == TPC_ROLE_PREPARE ? TPC_MAX_PREPARE_WORKERS :
+		TPC_MAX_RESOLVE_WORKERS;
 
 		for (int i = 0; i < count; i++)
 		{
