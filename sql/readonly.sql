@@ -35,9 +35,11 @@ CREATE SCHEMA regress_readonly;
 CREATE TABLE regress_readonly.entry (value int NOT NULL);
 CREATE FUNCTION regress_readonly.add(jsonb) RETURNS void LANGUAGE sql AS
 	'INSERT INTO regress_readonly.entry VALUES ($1::int)';
-CREATE FUNCTION regress_readonly.readonly(jsonb) RETURNS void LANGUAGE sql
-	SET transaction_read_only = on AS
-	'INSERT INTO regress_readonly.entry VALUES ($1::int)';
+CREATE FUNCTION regress_readonly.readonly(jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config('transaction_read_only', 'on', true);
+	INSERT INTO regress_readonly.entry VALUES ($1::int);
+END $$;
 SELECT tpc_amqp.register_handler(proname, oid)
 FROM pg_proc WHERE pronamespace = 'regress_readonly'::regnamespace;
 \c regress_blog
