@@ -220,7 +220,7 @@ CREATE VIEW tpc_amqp.transactions AS
 	WITH live AS MATERIALIZED (
 		SELECT * FROM tpc_amqp.live_transactions()
 	), finished AS MATERIALIZED (
-		SELECT f.gtid FROM tpc_amqp.finished_transactions() f
+		SELECT DISTINCT f.gtid FROM tpc_amqp.finished_transactions() f
 	), recorded AS MATERIALIZED (
 		SELECT tpc_amqp.gtid_text(d.gtid) AS gtid, d.participants, d.acked,
 			   d.decided_at, f.gtid IS NOT NULL AS finished

@@ -337,10 +337,13 @@ serve_chores(void)
 
 						memcpy(&gtid, item->body + i * sizeof(TpcGtid),
 							   sizeof(TpcGtid));
-						/* a repeated acknowledgement may have come first */
+						/* we may have seen its row, or its last ack, first */
 						entry = hash_search(unacked, &gtid, HASH_FIND, NULL);
-						if (entry == NULL || !entry->forgettable)
-							add_finished(&gtid);
+						if (entry != NULL && entry->forgettable)
+							continue;
+						add_finished(&gtid);
+						if (entry != NULL)
+							entry->forgettable = true;
 					}
 					break;
 				case TPC_ITEM_FLOOR:
