@@ -283,12 +283,18 @@ sub try
 {
 	my ($self, $query, %params) = @_;
 	my ($out, $err) = ('', '');
-	my $rc = $self->{cluster}->psql(
-		$self->{db}, $query,
-		stdout => \$out,
-		stderr => \$err,
-		on_error_stop => 1,
-		%params);
+	my $rc = eval {
+		$self->{cluster}->psql(
+			$self->{db}, $query,
+			stdout => \$out,
+			stderr => \$err,
+			on_error_stop => 1,
+			%params);
+	};
+
+	# A psql that finds no server may be gone before it is given the query,
+	# which the module that writes it takes for a failure of its own.
+	return ($out, $err . $@, 2) unless defined $rc;
 	return ($out, $err, $rc);
 }
 
