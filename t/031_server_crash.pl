@@ -15,7 +15,7 @@ plan skip_all => 'this build has no failpoints'
 my $SECONDS = 30;
 
 my ($blog, $reviews) = TpcPair::new_pair(conf => <<'EOC');
-tpc_amqp.resolve_interval = '200ms'
+tpc_amqp.resolve_interval = '3s'
 EOC
 my %node = (blog => $blog, reviews => $reviews);
 TpcPair::connected($blog, $reviews);
@@ -73,7 +73,8 @@ sub start
 }
 
 # ---------------------------------------------------------------------------
-# The branch is prepared, its vote has not arrived
+# The branch is prepared, its vote has not arrived.  (It would inquire, which
+# says yes as well, but not before resolve_interval is over.)
 
 my $run = hold('reviews', 'P4.before');
 crash($blog);
