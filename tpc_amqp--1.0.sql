@@ -31,17 +31,22 @@ CREATE TABLE tpc_amqp.incarnation (
 );
 
 -- Global transactions that committed and are not acknowledged by all.  users
--- are the broker users that voted for the participants.
+-- are the broker users that voted for the participants, '' where the vote was
+-- not in at PREPARE; gid is that of the transaction, if it was prepared;
+-- enlisted are those participants that the application prepares.
 CREATE TABLE tpc_amqp.decision (
 	gtid uuid NOT NULL,
 	participants text[] COLLATE "C" NOT NULL,
 	users text[] COLLATE "C" NOT NULL,
 	acked text[] COLLATE "C" NOT NULL,
 	decided_at timestamptz NOT NULL,
+	gid text COLLATE "C",
+	enlisted text[] COLLATE "C",
 	CONSTRAINT decision_pkey PRIMARY KEY (gtid)
 );
 
 -- Branches that took effect here (while prepared: will, if they commit).
+-- sender is the broker user whose prepare it was, '' if the application joined.
 CREATE TABLE tpc_amqp.branch (
 	coordinator text COLLATE "C" NOT NULL,
 	gtid uuid NOT NULL,
@@ -58,6 +63,16 @@ CREATE TABLE tpc_amqp.floor (
 	sender text COLLATE "C" NOT NULL,
 	gtid uuid NOT NULL,
 	CONSTRAINT floor_pkey PRIMARY KEY (coordinator, sender)
+);
+
+-- What a person has decided about branches in doubt, until they are closed.
+CREATE TABLE tpc_amqp.heuristic (
+	coordinator text COLLATE "C" NOT NULL,
+	gtid uuid NOT NULL,
+	commit boolean NOT NULL,
+	forced_at timestamptz NOT NULL,
+	forced_by name NOT NULL,
+	CONSTRAINT heuristic_pkey PRIMARY KEY (coordinator, gtid)
 );
 
 CREATE TABLE tpc_amqp.handler (
@@ -137,6 +152,20 @@ LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.call(text, text, jsonb) IS
 'have a handler of another node run as part of this transaction, at COMMIT';
 
+CREATE FUNCTION tpc_amqp.enlist(node text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'tpc_enlist'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.enlist(text) IS
+'expect a branch that the application prepares on another node; the id to join there';
+
+CREATE FUNCTION tpc_amqp.join(gtid text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_join'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.join(text) IS
+'make this transaction a branch of one that another node coordinates';
+
 CREATE FUNCTION tpc_amqp.gtid()
 RETURNS text
 AS 'MODULE_PATHNAME', 'tpc_gtid'
@@ -157,6 +186,13 @@ AS 'MODULE_PATHNAME', 'tpc_resolve'
 LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.resolve(text) IS
 'send decisions and inquiries that are due again, now';
+
+CREATE FUNCTION tpc_amqp.force(gtid text, outcome text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_force'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.force(text, text) IS
+'commit or rollback a branch in doubt without its coordinator';
 
 CREATE FUNCTION tpc_amqp.forget(gtid text)
 RETURNS boolean
@@ -251,6 +287,20 @@ CREATE VIEW tpc_amqp.transactions AS
 COMMENT ON VIEW tpc_amqp.transactions IS
 'global transactions this node coordinates';
 
+CREATE FUNCTION tpc_amqp.live_participants(
+	OUT gtid text, OUT gid text, OUT node text, OUT kind text, OUT vote text,
+	OUT sqlstate text, OUT message text, OUT acked boolean)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_live_participants'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION tpc_amqp.live_participants() IS
+'what view participants shows';
+
+CREATE VIEW tpc_amqp.participants AS
+	SELECT * FROM tpc_amqp.live_participants();
+COMMENT ON VIEW tpc_amqp.participants IS
+'the participants of transactions this node coordinates, and their votes';
+
 CREATE FUNCTION tpc_amqp.live_branches(
 	OUT gtid text, OUT coordinator text, OUT state text, OUT gid text,
 	OUT since timestamptz, OUT pid integer)
@@ -325,17 +375,23 @@ REVOKE ALL ON FUNCTION tpc_amqp.detach() FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.unregister_handler(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.call(text, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.enlist(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.join(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.force(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.resolve(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.forget(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.stat_reset() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION tpc_amqp.node_state(), tpc_amqp.live_transactions(),
 	tpc_amqp.finished_transactions(), tpc_amqp.live_branches(),
+	tpc_amqp.live_participants(),
 	tpc_amqp.node_stat(), tpc_amqp.gtid_text(uuid) FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION tpc_amqp.node_state(), tpc_amqp.live_transactions(),
 	tpc_amqp.finished_transactions(), tpc_amqp.live_branches(),
+	tpc_amqp.live_participants(),
 	tpc_amqp.node_stat(), tpc_amqp.gtid_text(uuid) TO pg_monitor;
 GRANT USAGE ON SCHEMA tpc_amqp TO pg_monitor;
 GRANT SELECT ON tpc_amqp.node, tpc_amqp.transactions, tpc_amqp.branches,
+	tpc_amqp.participants,
 	tpc_amqp.incidents, tpc_amqp.handlers, tpc_amqp.stat TO pg_monitor;

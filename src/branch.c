@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * branch.c
- *	  Tables branch, floor and incident: the participant's memory.
+ *	  Tables branch, floor, heuristic and incident: the participant's memory.
  *
  * A branch that writes inserts its row in its own transaction just before
  * PREPARE.  While prepared, the row is invisible but can be read dirty, which
@@ -22,6 +22,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
@@ -40,6 +41,9 @@
 #define BRANCH_PREPARED_AT	5
 #define BRANCH_NATTS		5
 
+/* columns of heuristic; the first two are those of branch */
+#define HEURISTIC_COMMIT	3
+
 /* columns of floor */
 #define FLOOR_COORDINATOR	1
 #define FLOOR_SENDER		2
@@ -57,6 +61,15 @@ tpc_branch_gid(const TpcGlobalId *id, const char *node, char gid[TPC_GID_SIZE])
 
 	tpc_gtid_to_text(id, text);
 	snprintf(gid, TPC_GID_SIZE, TPC_GID_PREFIX "%s:%s", text, node);
+}
+
+/* tpc_branch_gid_is_ours: whether a GID has the form that tpc_branch_gid makes. */
+bool
+tpc_branch_gid_is_ours(const char *gid)
+{
+	TpcGlobalId id;
+
+	return tpc_branch_gid_parse(gid, NULL, &id);
 }
 
 /* tpc_branch_gid_parse: false unless gid is a branch of this node (or any). */
@@ -86,6 +99,61 @@ branch_keys(ScanKeyData keys[2], const TpcGlobalId *id, pg_uuid_t *uuid)
 						   InvalidOid, F_UUID_EQ, UUIDPGetDatum(uuid));
 }
 
+static void
+row_from_slot(TupleTableSlot *slot, TpcBranchRow *row)
+{
+	bool		isnull;
+	char	   *value;
+
+	value = TextDatumGetCString(slot_getattr(slot, BRANCH_GID, &isnull));
+	strlcpy(row->gid, value, sizeof(row->gid));
+	value = TextDatumGetCString(slot_getattr(slot, BRANCH_SENDER, &isnull));
+	strlcpy(row->sender, value, sizeof(row->sender));
+	row->prepared_at =
+		DatumGetTimestampTz(slot_getattr(slot, BRANCH_PREPARED_AT, &isnull));
+}
+
+/*
+ * tpc_branch_each: call visit for each row, read dirty.
+ */
+void
+tpc_branch_each(void (*visit) (const TpcGlobalId *id, const TpcBranchRow *row,
+							   TpcRowState state, void *arg),
+				void *arg)
+{
+	Relation	rel = tpc_relation_open("branch", AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TpcDirtyScan scan;
+	TpcRowState state;
+
+	tpc_relation_begin_dirty(&scan, rel, "branch_pkey");
+	while ((state = tpc_relation_next_dirty(&scan, slot)) != TPC_ROW_NONE)
+	{
+		TpcGlobalId id;
+		TpcBranchRow row;
+		bool		isnull;
+		Datum		datum;
+		char	   *coordinator;
+
+		memset(&id, 0, sizeof(id));
+		memset(&row, 0, sizeof(row));
+		coordinator = TextDatumGetCString(slot_getattr(slot, BRANCH_COORDINATOR,
+													   &isnull));
+		strlcpy(id.coordinator, coordinator, sizeof(id.coordinator));
+		datum = slot_getattr(slot, BRANCH_GTID, &isnull);
+		if (!tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &id.gtid))
+			continue;
+		row_from_slot(slot, &row);
+		row.state = state == TPC_ROW_COMMITTED ? TPC_BRANCH_COMMITTED :
+			TPC_BRANCH_IN_PROGRESS;
+		visit(&id, &row, state, arg);
+		CHECK_FOR_INTERRUPTS();
+	}
+	tpc_relation_end_dirty(&scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+}
+
 /*
  * tpc_branch_probe: what is known here of a branch, read dirty: a row of a
  * prepared transaction, or of one about to be, is IN_PROGRESS.
@@ -106,15 +174,7 @@ tpc_branch_probe(const TpcGlobalId *id, TpcBranchRow *row)
 		state == TPC_ROW_COMMITTED ? TPC_BRANCH_COMMITTED :
 		TPC_BRANCH_IN_PROGRESS;
 	if (state != TPC_ROW_NONE)
-	{
-		bool		isnull;
-		char	   *value;
-
-		value = TextDatumGetCString(slot_getattr(slot, BRANCH_GID, &isnull));
-		strlcpy(row->gid, value, sizeof(row->gid));
-		value = TextDatumGetCString(slot_getattr(slot, BRANCH_SENDER, &isnull));
-		strlcpy(row->sender, value, sizeof(row->sender));
-	}
+		row_from_slot(slot, row);
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 }
@@ -170,10 +230,10 @@ tpc_branch_below_floor(const TpcGlobalId *id, const char *sender)
 	ScanKeyEntryInitialize(&keys[1], 0, FLOOR_SENDER,
 						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
 						   F_TEXTEQ, CStringGetTextDatum(sender));
+	/* a joined branch has no sender: whoever has said that it is closed */
 	scan = systable_beginscan(rel, tpc_index_oid("floor_pkey"), true, NULL,
-							  2, keys);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
+							  sender[0] != '\0' ? 2 : 1, keys);
+	while (!below && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
 		Datum		datum = heap_getattr(tuple, FLOOR_GTID,
@@ -218,7 +278,12 @@ tpc_branch_advance_floor(const char *coordinator, const char *sender,
 		tpc_spi_execute("DELETE FROM tpc_amqp.branch"
 						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
 						" AND gtid OPERATOR(pg_catalog.<) $3"
-						" AND sender OPERATOR(pg_catalog.=) $2",
+						" AND sender OPERATOR(pg_catalog.=) ANY (ARRAY[$2, ''])",
+						3, types, values, NULL, false, SPI_OK_DELETE);
+	if (advanced)
+		tpc_spi_execute("DELETE FROM tpc_amqp.heuristic"
+						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
+						" AND gtid OPERATOR(pg_catalog.<) $3",
 						3, types, values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	return advanced;
@@ -309,6 +374,94 @@ tpc_branch_prepared(const char *node)
 		}
 	}
 	SPI_finish();
+	return result;
+}
+
+/*
+ * tpc_heuristic_record: a person decides about a branch in doubt, in force
+ * when the current transaction commits.
+ */
+void
+tpc_heuristic_record(const TpcGlobalId *id, bool commit)
+{
+	Oid			types[3] = {TEXTOID, UUIDOID, BOOLOID};
+	Datum		values[3];
+	pg_uuid_t	uuid;
+
+	tpc_gtid_to_bytes(&id->gtid, uuid.data);
+	values[0] = CStringGetTextDatum(id->coordinator);
+	values[1] = UUIDPGetDatum(&uuid);
+	values[2] = BoolGetDatum(commit);
+	SPI_connect();
+	tpc_spi_execute("INSERT INTO tpc_amqp.heuristic"
+					" VALUES ($1, $2, $3, pg_catalog.now(), session_user)"
+					" ON CONFLICT (coordinator, gtid) DO UPDATE"
+					" SET commit = excluded.commit, forced_at = excluded.forced_at,"
+					" forced_by = excluded.forced_by",
+					3, types, values, NULL, false, SPI_OK_INSERT);
+	SPI_finish();
+}
+
+/* tpc_heuristic_lookup: whether a person has decided about a branch, and how. */
+bool
+tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit)
+{
+	Relation	rel = tpc_relation_open("heuristic", AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	pg_uuid_t	uuid;
+	bool		found;
+
+	branch_keys(keys, id, &uuid);
+	scan = systable_beginscan(rel, tpc_index_oid("heuristic_pkey"), true,
+							  NULL, 2, keys);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		bool		isnull;
+
+		*commit = DatumGetBool(heap_getattr(tuple, HEURISTIC_COMMIT,
+											RelationGetDescr(rel), &isnull));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* tpc_heuristic_pending: all there are, as TpcHeuristic * in the caller's context. */
+List *
+tpc_heuristic_pending(void)
+{
+	Relation	rel = tpc_relation_open("heuristic", AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	List	   *result = NIL;
+
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		TupleDesc	desc = RelationGetDescr(rel);
+		TpcHeuristic *heuristic = palloc0(sizeof(TpcHeuristic));
+		bool		isnull;
+		Datum		datum;
+
+		datum = heap_getattr(tuple, BRANCH_COORDINATOR, desc, &isnull);
+		strlcpy(heuristic->id.coordinator, TextDatumGetCString(datum),
+				sizeof(heuristic->id.coordinator));
+		datum = heap_getattr(tuple, BRANCH_GTID, desc, &isnull);
+		if (!tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data,
+								 &heuristic->id.gtid))
+			continue;
+		heuristic->commit =
+			DatumGetBool(heap_getattr(tuple, HEURISTIC_COMMIT, desc, &isnull));
+		result = lappend(result, heuristic);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
 	return result;
 }
 

@@ -12,16 +12,25 @@
 
 #include "message.h"
 #include "protocol.h"
+#include "relation.h"
+#include "shmem.h"
 
 #define TPC_GID_PREFIX	"tpc_amqp:"
-#define TPC_GID_SIZE	200		/* GIDSIZE of the server */
 
 typedef struct TpcBranchRow
 {
 	TpcBranchState state;
 	char		gid[TPC_GID_SIZE];
-	char		sender[TPC_USER_MAXLEN + 1];
+	char		sender[TPC_USER_MAXLEN + 1];	/* of its prepare; "" if joined */
+	TimestampTz prepared_at;
 } TpcBranchRow;
+
+/* What a person has decided about a branch in doubt. */
+typedef struct TpcHeuristic
+{
+	TpcGlobalId id;
+	bool		commit;
+} TpcHeuristic;
 
 /* A prepared branch as pg_prepared_xacts shows it. */
 typedef struct TpcPreparedBranch
@@ -35,6 +44,11 @@ extern void tpc_branch_gid(const TpcGlobalId *id, const char *node,
 						   char gid[TPC_GID_SIZE]);
 extern bool tpc_branch_gid_parse(const char *gid, const char *node,
 								 TpcGlobalId *id);
+extern bool tpc_branch_gid_is_ours(const char *gid);
+extern void tpc_branch_each(void (*visit) (const TpcGlobalId *id,
+										   const TpcBranchRow *row,
+										   TpcRowState state, void *arg),
+							void *arg);
 extern void tpc_branch_probe(const TpcGlobalId *id, TpcBranchRow *row);
 extern void tpc_branch_insert(const TpcGlobalId *id, const char *gid,
 							  const char *sender);
@@ -46,6 +60,9 @@ extern bool tpc_branch_advance_floor(const char *coordinator,
 extern bool tpc_branch_gid_exists(const char *gid);
 extern char *tpc_branch_other_name(const char *node);
 extern List *tpc_branch_prepared(const char *node);
+extern bool tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit);
+extern void tpc_heuristic_record(const TpcGlobalId *id, bool commit);
+extern List *tpc_heuristic_pending(void);
 extern void tpc_incident_report(const TpcGlobalId *id, const char *kind,
 								const char *node, const char *detail);
 extern bool tpc_incident_clear(const TpcGlobalId *id, const char *kind);

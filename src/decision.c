@@ -38,7 +38,9 @@
 #define DECISION_USERS			3
 #define DECISION_ACKED			4
 #define DECISION_DECIDED_AT		5
-#define DECISION_NATTS			5
+#define DECISION_GID			6
+#define DECISION_ENLISTED		7
+#define DECISION_NATTS			7
 
 /* columns of incarnation */
 #define INCARNATION_INCARNATION	1
@@ -81,11 +83,14 @@ text_array(char **values, int n)
 /*
  * tpc_decision_insert: step C3.  Write the record that the current
  * transaction's commit makes the decision.  Raises as any insert does; durable
- * when (and only if) the transaction commits.
+ * when (and only if) the transaction commits.  gid: that it is to be prepared
+ * under, or NULL; then a participant's user may be "", if it is not known yet.
+ * enlisted: by participant, whether the application prepares it; or NULL.
  */
 void
 tpc_decision_insert(const TpcGtid *gtid, char **participants, char **users,
-					int nparticipants)
+					int nparticipants, const char *gid,
+					const bool *enlisted)
 {
 	Relation	rel = tpc_relation_open("decision", RowExclusiveLock);
 	Datum		values[DECISION_NATTS];
@@ -102,10 +107,49 @@ tpc_decision_insert(const TpcGtid *gtid, char **participants, char **users,
 		PointerGetDatum(construct_empty_array(TEXTOID));
 	values[DECISION_DECIDED_AT - 1] =
 		TimestampTzGetDatum(GetCurrentTimestamp());
+	nulls[DECISION_GID - 1] = gid == NULL;
+	values[DECISION_GID - 1] = gid != NULL ? CStringGetTextDatum(gid) :
+		(Datum) 0;
+	nulls[DECISION_ENLISTED - 1] = true;
+	values[DECISION_ENLISTED - 1] = (Datum) 0;
+	if (gid != NULL && enlisted != NULL)
+	{
+		char	  **names = palloc(sizeof(char *) * Max(nparticipants, 1));
+		int			nnames = 0;
+
+		for (int i = 0; i < nparticipants; i++)
+		{
+			if (enlisted[i])
+				names[nnames++] = participants[i];
+		}
+		if (nnames > 0)
+		{
+			nulls[DECISION_ENLISTED - 1] = false;
+			values[DECISION_ENLISTED - 1] =
+				PointerGetDatum(text_array(names, nnames));
+		}
+	}
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsert(rel, tuple);
 	heap_freetuple(tuple);
 	table_close(rel, NoLock);
+}
+
+/* Set the flags of the participants that the array names. */
+static void
+mark_names(const TpcDecisionRow *row, ArrayType *names, bool *flags)
+{
+	Datum	   *elems;
+	int			n;
+
+	deconstruct_array(names, TEXTOID, -1, false, TYPALIGN_INT, &elems, NULL,
+					  &n);
+	for (int i = 0; i < row->nparticipants; i++)
+	{
+		for (int j = 0; j < n; j++)
+			flags[i] = flags[i] ||
+				strcmp(row->participants[i], TextDatumGetCString(elems[j])) == 0;
+	}
 }
 
 static void
@@ -115,7 +159,6 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 	Datum		datum;
 	Datum	   *elems;
 	int			nusers;
-	int			nacked;
 
 	datum = slot_getattr(slot, DECISION_GTID, &isnull);
 	if (!tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &row->gtid))
@@ -132,18 +175,65 @@ row_from_slot(TupleTableSlot *slot, TpcDecisionRow *row)
 	row->users = palloc(sizeof(char *) * Max(row->nparticipants, 1));
 	for (int i = 0; i < row->nparticipants; i++)
 		row->users[i] = i < nusers ? TextDatumGetCString(elems[i]) : "";
-	datum = slot_getattr(slot, DECISION_ACKED, &isnull);
-	deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false,
-					  TYPALIGN_INT, &elems, NULL, &nacked);
 	row->acked = palloc0(sizeof(bool) * Max(row->nparticipants, 1));
-	for (int i = 0; i < row->nparticipants; i++)
-	{
-		for (int j = 0; j < nacked; j++)
-			row->acked[i] = row->acked[i] ||
-				strcmp(row->participants[i], TextDatumGetCString(elems[j])) == 0;
-	}
+	mark_names(row, DatumGetArrayTypeP(slot_getattr(slot, DECISION_ACKED,
+													&isnull)), row->acked);
 	row->decided_at =
 		DatumGetTimestampTz(slot_getattr(slot, DECISION_DECIDED_AT, &isnull));
+	datum = slot_getattr(slot, DECISION_GID, &isnull);
+	row->gid = isnull ? NULL : TextDatumGetCString(datum);
+	row->enlisted = palloc0(sizeof(bool) * Max(row->nparticipants, 1));
+	datum = slot_getattr(slot, DECISION_ENLISTED, &isnull);
+	if (!isnull)
+		mark_names(row, DatumGetArrayTypeP(datum), row->enlisted);
+}
+
+/*
+ * tpc_decision_probe: the row of a transaction, read dirty: IN_PROGRESS while
+ * its transaction is prepared (or a backend commits it).  row may be NULL.
+ */
+TpcRowState
+tpc_decision_probe(const TpcGtid *gtid, TpcDecisionRow *row)
+{
+	Relation	rel = tpc_relation_open("decision", AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ScanKeyData key;
+	pg_uuid_t	uuid;
+	TpcRowState state;
+
+	ScanKeyInit(&key, DECISION_GTID, BTEqualStrategyNumber, F_UUID_EQ,
+				gtid_datum(gtid, &uuid));
+	state = tpc_relation_probe(rel, "decision_pkey", &key, 1, slot);
+	if (state != TPC_ROW_NONE && row != NULL)
+		row_from_slot(slot, row);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return state;
+}
+
+/* tpc_decision_each: call visit for each row, read dirty. */
+void
+tpc_decision_each(void (*visit) (const TpcDecisionRow *row, TpcRowState state,
+								 void *arg),
+				  void *arg)
+{
+	Relation	rel = tpc_relation_open("decision", AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TpcDirtyScan scan;
+	TpcRowState state;
+
+	tpc_relation_begin_dirty(&scan, rel, "decision_pkey");
+	while ((state = tpc_relation_next_dirty(&scan, slot)) != TPC_ROW_NONE)
+	{
+		TpcDecisionRow row;
+
+		row_from_slot(slot, &row);
+		visit(&row, state, arg);
+		CHECK_FOR_INTERRUPTS();
+	}
+	tpc_relation_end_dirty(&scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
 }
 
 /*
@@ -494,10 +584,6 @@ tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid, bool for_user)
 {
 	TpcCoordinatorFacts facts;
 	TpcTxn	   *txn;
-	Relation	rel;
-	TupleTableSlot *slot;
-	ScanKeyData key;
-	pg_uuid_t	uuid;
 	TimeLineID	timeline = 0;
 	TpcGtid		forgotten;
 	TpcOutcome	outcome;
@@ -520,14 +606,7 @@ tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid, bool for_user)
 		return tpc_protocol_outcome(&facts);
 
 	/* 2: prepared here */
-	rel = tpc_relation_open("decision", AccessShareLock);
-	slot = table_slot_create(rel, NULL);
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ,
-				gtid_datum(gtid, &uuid));
-	facts.prepared = tpc_relation_probe(rel, "decision_pkey", &key, 1, slot) ==
-		TPC_ROW_IN_PROGRESS;
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, AccessShareLock);
+	facts.prepared = tpc_decision_probe(gtid, NULL) == TPC_ROW_IN_PROGRESS;
 	if (facts.prepared)
 		return tpc_protocol_outcome(&facts);
 

@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "protocol.h"
+#include "relation.h"
 #include "shmem.h"
 
 /* A row of decision, palloc'd in the caller's context. */
@@ -23,10 +24,18 @@ typedef struct TpcDecisionRow
 	char	  **users;			/* that voted for them */
 	bool	   *acked;			/* by participant, as far as it was noted */
 	TimestampTz decided_at;
+	char	   *gid;			/* the transaction was prepared under; or NULL */
+	bool	   *enlisted;		/* by participant: the application prepares it */
 } TpcDecisionRow;
 
 extern void tpc_decision_insert(const TpcGtid *gtid, char **participants,
-								char **users, int nparticipants);
+								char **users, int nparticipants,
+								const char *gid, const bool *enlisted);
+extern TpcRowState tpc_decision_probe(const TpcGtid *gtid,
+									  TpcDecisionRow *row);
+extern void tpc_decision_each(void (*visit) (const TpcDecisionRow *row,
+											 TpcRowState state, void *arg),
+							  void *arg);
 extern bool tpc_decision_lookup(const TpcGtid *gtid, TpcDecisionRow *row);
 extern List *tpc_decision_list(TimestampTz before,
 							   bool (*skip) (const TpcGtid *gtid));

@@ -28,7 +28,9 @@
 #include "compat.h"
 #include "decision.h"
 #include "failpoint.h"
+#include "gid.h"
 #include "housekeeper.h"
+#include "prepared.h"
 #include "resolve_worker.h"
 #include "settings.h"
 #include "worker.h"
@@ -73,6 +75,7 @@ static uint32 seen_epoch = 0;
 static uint32 seen_requests = 0;
 static uint32 scan_number = 0;
 static TimestampTz scanned_at = 0;
+static TimestampTz looked_at = 0;
 static TimestampTz floor_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
 static int	nsorted_finished = 0;
@@ -227,16 +230,24 @@ remember(const TpcDecisionRow *row)
 	return entry;
 }
 
-/* What an acknowledgement that is not a plain one means to a person. */
+/*
+ * What an acknowledgement that is not a plain one means to a person;
+ * rolled_back: of a transaction that did not commit.
+ */
 static void
-report_ack(const TpcItem *item, const TpcMessage *msg)
+report_ack(const TpcItem *item, const TpcMessage *msg, bool rolled_back)
 {
 	char		gtid[TPC_GTID_TEXT_SIZE];
 	const char *kind;
 	const char *detail;
 
 	tpc_gtid_to_text(&item->id, gtid);
-	if (msg->outcome == TPC_ACK_LOST)
+	if (rolled_back)
+	{
+		kind = "mismatch";
+		detail = "It was rolled back, and the participant's branch was committed by force.";
+	}
+	else if (msg->outcome == TPC_ACK_LOST)
 	{
 		kind = "lost";
 		detail = "It committed, and the participant has neither the prepared branch nor a record of it.";
@@ -294,7 +305,7 @@ take_ack(const TpcItem *item)
 			entry->nacked++;
 			entry->changed = true;
 			if (msg.outcome != TPC_ACK_COMMITTED || msg.forced)
-				report_ack(item, &msg);
+				report_ack(item, &msg, false);
 		}
 		if (!asked)
 			tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
@@ -304,6 +315,11 @@ take_ack(const TpcItem *item)
 			entry->forgettable = true;
 		}
 	}
+	else if (msg.forced && msg.outcome == TPC_ACK_COMMITTED &&
+			 !is_finished(&item->id.gtid) &&
+			 tpc_decision_outcome(node, &item->id.gtid, true) ==
+			 TPC_OUTCOME_ABORTED)
+		report_ack(item, &msg, true);
 	tpc_worker_end();
 }
 
@@ -570,6 +586,7 @@ inquire(TimestampTz now, bool all)
 	branches = tpc_branch_prepared(node->name);
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
+	branches = list_concat(branches, tpc_gid_joined());
 
 	foreach(lc, branches)
 	{
@@ -610,6 +627,206 @@ inquire(TimestampTz now, bool all)
 	return true;
 }
 
+/*
+ * revive: make the entry of a transaction of ours that was prepared when the
+ * server went down.  What is not in its row, votes that came after PREPARE,
+ * comes again with the inquiries of those branches.
+ */
+static void
+revive(const TpcGtid *gtid)
+{
+	TpcDecisionRow row;
+	TpcTxnKey	key;
+	TpcTxn	   *txn;
+	TpcParticipant *parts;
+	dsa_pointer array;
+	Size		size;
+	bool		found = false;
+
+	if (tpc_decision_probe(gtid, &row) != TPC_ROW_IN_PROGRESS ||
+		row.nparticipants == 0)
+		return;
+	size = sizeof(TpcParticipant) * row.nparticipants;
+	array = tpc_area_alloc(size);
+	parts = dsa_get_address(tpc_area(), array);
+	memset(parts, 0, size);
+
+	memset(&key, 0, sizeof(key));
+	key.dbid = MyDatabaseId;
+	key.gtid = *gtid;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn = hash_search(tpc_txns, &key, HASH_ENTER_NULL, &found);
+	if (txn != NULL && !found)
+	{
+		memset((char *) txn + sizeof(TpcTxnKey), 0,
+			   sizeof(TpcTxn) - sizeof(TpcTxnKey));
+		txn->state = TPC_TXN_PREPARED;
+		txn->prepares_sent = true;
+		txn->started = txn->prepare_at = row.decided_at;
+		txn->participants = array;
+		txn->nparticipants = txn->nexpected = row.nparticipants;
+		for (int i = 0; i < row.nparticipants; i++)
+		{
+			strlcpy(parts[i].node, row.participants[i], sizeof(parts[i].node));
+			strlcpy(parts[i].user_id, row.users[i], sizeof(parts[i].user_id));
+			parts[i].sent = true;
+			parts[i].enlisted = row.enlisted[i];
+			if (row.users[i][0] != '\0')
+			{
+				parts[i].vote = TPC_PART_YES;
+				txn->nvotes++;
+			}
+		}
+	}
+	LWLockRelease(&tpc_shared->txns);
+	/* no room: the gid's entry says whether it needs its votes */
+	if (txn == NULL || found)
+		dsa_free(tpc_area(), array);
+}
+
+/* Once after the server's start: find what was prepared before. */
+static void
+load_prepared(void)
+{
+	List	   *gathered;
+	ListCell   *lc;
+
+	if (node->gids_known)
+		return;
+	tpc_worker_begin();
+	gathered = tpc_gid_gather(NULL);
+	tpc_gid_load(gathered);
+	foreach(lc, gathered)
+	{
+		TpcGid	   *entry = lfirst(lc);
+
+		if (entry->state == TPC_GID_PREPARED && entry->has_txn)
+			revive(&entry->txn);
+	}
+	tpc_worker_end();
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	node->gids_known = true;
+	LWLockRelease(&tpc_shared->control);
+}
+
+/* Whether it still is prepared; else how it ended.  In a transaction. */
+static bool
+still_prepared(const TpcGid *entry, bool *committed)
+{
+	TpcBranchRow row;
+
+	if (tpc_branch_gid_exists(entry->key.gid))
+		return true;
+	if (entry->has_txn)
+	{
+		switch (tpc_decision_outcome(node, &entry->txn, false))
+		{
+			case TPC_OUTCOME_COMMITTED:
+				*committed = true;
+				return false;
+			case TPC_OUTCOME_ABORTED:
+				*committed = false;
+				return false;
+			case TPC_OUTCOME_PENDING:
+			case TPC_OUTCOME_UNKNOWN:
+				return true;
+		}
+	}
+	tpc_branch_probe(&entry->branch, &row);
+	*committed = row.state == TPC_BRANCH_COMMITTED;
+	return row.state == TPC_BRANCH_IN_PROGRESS;
+}
+
+/*
+ * look_after_prepared: tell of prepared transactions that were finished by
+ * somebody who could not (he died, or went past us), and roll those back that
+ * nobody has finished for prepared_timeout.
+ */
+static void
+look_after_prepared(TimestampTz now)
+{
+	ListCell   *lc;
+
+	foreach(lc, tpc_gid_list(TPC_GID_PREPARED))
+	{
+		TpcGid	   *entry = lfirst(lc);
+		bool		committed = false;
+
+		tpc_worker_begin();
+		if (!still_prepared(entry, &committed))
+		{
+			tpc_worker_end();
+			MemoryContextSwitchTo(turn_context);
+			(void) tpc_prepared_tell(node, entry->key.gid, committed,
+									 InvalidDsaPointer);
+			continue;
+		}
+		if (entry->has_txn && !entry->has_branch &&
+			tpc_prepared_timeout > 0 &&
+			TimestampDifferenceExceeds(entry->since, now,
+									   tpc_prepared_timeout))
+		{
+			TPC_FAILPOINT("Q6.before");
+			if (tpc_resolve_finish(entry->key.gid, false))
+			{
+				(void) tpc_prepared_tell(node, entry->key.gid, false,
+										 InvalidDsaPointer);
+				ereport(LOG,
+						(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
+								entry->key.gid, tpc_prepared_timeout),
+						 errhint("Setting \"tpc_amqp.prepared_timeout\" says how long to wait.")));
+			}
+		}
+		else
+			tpc_worker_end();
+		MemoryContextSwitchTo(turn_context);
+	}
+}
+
+/* Carry out what a person has decided about branches in doubt. */
+static void
+carry_out_forced(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(turn_context);
+	List	   *pending;
+	ListCell   *lc;
+
+	tpc_worker_begin();
+	MemoryContextSwitchTo(turn_context);
+	pending = tpc_heuristic_pending();
+	tpc_worker_end();
+	MemoryContextSwitchTo(turn_context);
+	foreach(lc, pending)
+	{
+		TpcHeuristic *heuristic = lfirst(lc);
+		TpcBranchRow row;
+		char		gtid[TPC_GTID_TEXT_SIZE];
+
+		tpc_worker_begin();
+		tpc_branch_probe(&heuristic->id, &row);
+		if (row.state != TPC_BRANCH_IN_PROGRESS)
+		{
+			tpc_worker_end();
+			continue;
+		}
+		TPC_FAILPOINT("H2.before");
+		if (tpc_resolve_finish(row.gid, heuristic->commit))
+		{
+			(void) tpc_prepared_tell(node, row.gid, heuristic->commit,
+									 InvalidDsaPointer);
+			tpc_node_count(node, heuristic->commit ?
+						   TPC_STAT_BRANCHES_COMMITTED :
+						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
+			tpc_gtid_to_text(&heuristic->id, gtid);
+			ereport(WARNING,
+					(errmsg("branch of transaction %s was %s by force", gtid,
+							heuristic->commit ? "committed" : "rolled back")));
+		}
+		MemoryContextSwitchTo(turn_context);
+	}
+	MemoryContextSwitchTo(old);
+}
+
 /* Move this node's floor, which its messages carry. */
 static void
 move_floor(void)
@@ -643,6 +860,15 @@ tpc_housekeeper_turn(void)
 	old = MemoryContextSwitchTo(turn_context);
 	PG_TRY();
 	{
+		load_prepared();
+		MemoryContextSwitchTo(turn_context);
+		if (requests != seen_requests ||
+			TimestampDifferenceExceeds(looked_at, now, tpc_resolve_interval))
+		{
+			looked_at = now;
+			look_after_prepared(now);
+			carry_out_forced();
+		}
 		if (node->link == TPC_LINK_UP && !node->blocked &&
 			(urgent || TimestampDifferenceExceeds(scanned_at, now,
 												  tpc_resolve_interval)))

@@ -32,6 +32,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "gid.h"
 #include "node.h"
 #include "option.h"
 #include "settings.h"
@@ -285,6 +286,8 @@ clear_node(TpcNode *node)
 	}
 	LWLockRelease(&tpc_shared->txns);
 
+	tpc_gid_clear(node->dbid);
+
 	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
 	hash_seq_init(&seq, tpc_jobs);
 	while ((job = hash_seq_search(&seq)) != NULL)
@@ -340,6 +343,7 @@ wind_down(TpcNode *node)
 	node->name[0] = '\0';
 	node->broker[0] = '\0';
 	node->blocked = false;
+	node->gids_known = false;
 	node->connected_since = 0;
 	node->no_slots = false;
 	node->no_slots_logged = false;
@@ -422,6 +426,9 @@ tpc_launcher_main(Datum arg)
 									   SCAN_INTERVAL_MS))
 		{
 			follow_labels();
+			LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+			tpc_shared->labels_seen = true;
+			LWLockRelease(&tpc_shared->control);
 			scanned_at = GetCurrentTimestamp();
 		}
 		moving = look_after_nodes();

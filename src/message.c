@@ -77,7 +77,8 @@ static const char *const type_names[] = {
 	[TPC_MSG_UNKNOWN] = "unknown",
 	[TPC_MSG_VOTE] = "vote",
 	[TPC_MSG_ACK] = "ack",
-	[TPC_MSG_INQUIRY] = "inquiry"
+	[TPC_MSG_INQUIRY] = "inquiry",
+	[TPC_MSG_REQUEST] = "request"
 };
 
 static const char *const vote_names[] = {
@@ -91,6 +92,9 @@ static const char *const outcome_names[] = {
 	[TPC_ACK_ROLLED_BACK] = "rolled back",
 	[TPC_ACK_LOST] = "lost"
 };
+
+/* What a request asks for, by wants_commit. */
+static const char *const wish_names[] = {"rollback", "commit"};
 
 /* tpc_message_type_name: the value of property type, a constant string. */
 const char *
@@ -114,6 +118,7 @@ is_from_coordinator(TpcMessageType type)
 		case TPC_MSG_VOTE:
 		case TPC_MSG_ACK:
 		case TPC_MSG_INQUIRY:
+		case TPC_MSG_REQUEST:
 			break;
 	}
 	return false;
@@ -254,9 +259,12 @@ tpc_message_add_call(StringInfo body, const char *handler, const char *arg,
 }
 
 void
-tpc_message_end_calls(StringInfo body)
+tpc_message_end_calls(StringInfo body, bool must_prepare)
 {
-	appendStringInfoString(body, "]}");
+	appendStringInfoChar(body, ']');
+	if (must_prepare)
+		appendStringInfoString(body, ",\"must_prepare\":true");
+	appendStringInfoChar(body, '}');
 }
 
 /* tpc_message_encode_body: append the JSON that msg->type calls for. */
@@ -271,7 +279,7 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 				tpc_message_add_call(body, msg->calls[i].handler,
 									 msg->calls[i].arg,
 									 msg->calls[i].arg_len);
-			tpc_message_end_calls(body);
+			tpc_message_end_calls(body, msg->must_prepare);
 			return;
 
 		case TPC_MSG_VOTE:
@@ -304,6 +312,12 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 			appendStringInfoChar(body, '{');
 			if (msg->forgotten)
 				appendStringInfoString(body, "\"forgotten\":true");
+			break;
+
+		case TPC_MSG_REQUEST:
+			appendStringInfoChar(body, '{');
+			append_text_field(body, "wish", wish_names[msg->wants_commit],
+							  WORD_SIZE);
 			break;
 
 		case TPC_MSG_COMMIT:
@@ -1034,6 +1048,23 @@ parse_forgotten(Parser *parser, void *target)
 }
 
 static bool
+parse_must_prepare(Parser *parser, void *target)
+{
+	return parse_bool(parser, &((TpcMessage *) target)->must_prepare);
+}
+
+static bool
+parse_wish(Parser *parser, void *target)
+{
+	int			index;
+
+	if (!parse_word(parser, wish_names, lengthof(wish_names), &index))
+		return false;
+	((TpcMessage *) target)->wants_commit = index == 1;
+	return true;
+}
+
+static bool
 parse_reason(Parser *parser, void *target)
 {
 	return parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
@@ -1041,7 +1072,8 @@ parse_reason(Parser *parser, void *target)
 }
 
 static const Field prepare_fields[] = {
-	FIELD("calls", true, parse_calls)
+	FIELD("calls", true, parse_calls),
+	FIELD("must_prepare", false, parse_must_prepare)
 };
 
 static const Field vote_fields[] = {
@@ -1057,6 +1089,10 @@ static const Field ack_fields[] = {
 
 static const Field rollback_fields[] = {
 	FIELD("forgotten", false, parse_forgotten)
+};
+
+static const Field request_fields[] = {
+	FIELD("wish", true, parse_wish)
 };
 
 static const Field unknown_fields[] = {
@@ -1090,6 +1126,10 @@ parse_body(Parser *parser, TpcMessage *msg)
 		case TPC_MSG_ROLLBACK:
 			fields = rollback_fields;
 			nfields = lengthof(rollback_fields);
+			break;
+		case TPC_MSG_REQUEST:
+			fields = request_fields;
+			nfields = lengthof(request_fields);
 			break;
 		case TPC_MSG_COMMIT:
 		case TPC_MSG_INQUIRY:
@@ -1134,6 +1174,8 @@ tpc_message_decode_body(const char *body, size_t len, TpcMessage *msg,
 	msg->outcome = TPC_ACK_LOST;
 	msg->forced = false;
 	msg->forgotten = false;
+	msg->must_prepare = false;
+	msg->wants_commit = false;
 
 	if (len == 0)
 	{

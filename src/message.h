@@ -74,8 +74,11 @@ typedef enum TpcMessageType
 								 * coordinator cannot tell; a person must */
 	TPC_MSG_VOTE,				/* P4: participant -> coordinator.vote */
 	TPC_MSG_ACK,				/* P7: participant -> coordinator.vote */
-	TPC_MSG_INQUIRY				/* participant -> coordinator.vote: prepared,
+	TPC_MSG_INQUIRY,			/* participant -> coordinator.vote: prepared,
 								 * what became of it?  Counts as a yes. */
+	TPC_MSG_REQUEST				/* enlisted participant -> coordinator.vote:
+								 * the application asks, here, for commit or
+								 * rollback.  Counts as an inquiry, too. */
 } TpcMessageType;
 
 typedef enum TpcVote
@@ -123,6 +126,7 @@ typedef struct TpcMessage
 	int			timeout_ms;
 	int			ncalls;
 	TpcCallItem *calls;
+	bool		must_prepare;	/* also if it wrote nothing */
 	/* vote */
 	TpcVote		vote;
 	TpcRemoteError error;		/* no-vote; also ack and unknown: reason in
@@ -133,6 +137,8 @@ typedef struct TpcMessage
 	/* ack */
 	TpcAckOutcome outcome;
 	bool		forced;			/* a person forced it */
+	/* request */
+	bool		wants_commit;	/* else rollback */
 } TpcMessage;
 
 /* Where tpc_message_fill_wire() writes the text forms it makes. */
@@ -159,7 +165,7 @@ extern void tpc_message_fill_wire(const TpcMessage *msg, TpcWire *wire,
 extern void tpc_message_begin_calls(StringInfo body);
 extern void tpc_message_add_call(StringInfo body, const char *handler,
 								 const char *arg, size_t arg_len);
-extern void tpc_message_end_calls(StringInfo body);
+extern void tpc_message_end_calls(StringInfo body, bool must_prepare);
 extern void tpc_message_encode_body(const TpcMessage *msg, StringInfo body);
 
 extern const char *tpc_message_type_name(TpcMessageType type);

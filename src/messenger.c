@@ -485,6 +485,18 @@ push_forget(void)
 	tpc_wake_lead(node);
 }
 
+/*
+ * The branch that this transaction is as well has been applied with all that
+ * it has called, so far as we wait for that.
+ */
+static void
+send_parent_ack(TpcTxn *txn)
+{
+	if (DsaPointerIsValid(txn->parent_ack))
+		tpc_outbox_push(node, txn->parent_ack);
+	txn->parent_ack = InvalidDsaPointer;
+}
+
 /* All have acknowledged: wake the waiter, let the resolver forget it. */
 static void
 transaction_done(TpcTxn *txn)
@@ -492,6 +504,7 @@ transaction_done(TpcTxn *txn)
 	Assert(LWLockHeldByMeInMode(&tpc_shared->txns, LW_EXCLUSIVE));
 	txn->done = true;
 	forget[nforget++] = txn->key.gtid;
+	send_parent_ack(txn);
 	if (txn->waiter != NULL)
 		SetLatch(txn->waiter);
 	else
@@ -595,6 +608,7 @@ serve_transactions(void)
 			case TPC_TXN_ACTIVE:
 				break;
 			case TPC_TXN_PREPARING:
+			case TPC_TXN_PREPARED:
 				/* not connected: it times out, or we connect and requeue */
 				if (!txn->prepares_sent && broker != NULL && !blocked)
 					send_prepares(txn);
@@ -844,11 +858,19 @@ find_participant(TpcTxn *txn, const char *name)
 	return NULL;
 }
 
+/* Whether votes for it may still come in. */
+static bool
+takes_votes(const TpcTxn *txn)
+{
+	return txn->state == TPC_TXN_ACTIVE || txn->state == TPC_TXN_PREPARING ||
+		txn->state == TPC_TXN_PREPARED;
+}
+
 static void
 wake_if_decidable(TpcTxn *txn)
 {
 	if (txn->waiter != NULL &&
-		(txn->nrefused > 0 || txn->nvotes == txn->nparticipants))
+		(txn->nrefused > 0 || txn->nvotes == txn->nexpected))
 		SetLatch(txn->waiter);
 }
 
@@ -861,7 +883,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 {
 	TpcTxn	   *txn;
 	TpcParticipant *part;
-	bool		says_yes = msg->type == TPC_MSG_INQUIRY ||
+	bool		says_yes = msg->type != TPC_MSG_VOTE ||
 	msg->vote == TPC_VOTE_YES;
 	bool		ask = false;
 	bool		resend = false;
@@ -893,9 +915,14 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 	else if (part == NULL || !part->sent)
 		why = "a vote from a node that was not asked";
 	else if (txn->state == TPC_TXN_COMMITTED)
+	{
 		resend = says_yes && part->vote == TPC_PART_YES && !part->acked;
-	else if (txn->state == TPC_TXN_PREPARING &&
-			 part->vote == TPC_PART_WAITING)
+		/* it takes no part in what was committed: rollback */
+		ask = says_yes && part->dropped;
+	}
+	else if (part->dropped)
+		;						/* when the transaction has ended */
+	else if (takes_votes(txn) && part->vote == TPC_PART_WAITING)
 	{
 		strlcpy(part->user_id, msg->user_id, sizeof(part->user_id));
 		if (says_yes)
@@ -940,6 +967,63 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		inquiry.type = TPC_MSG_INQUIRY;
 		pass_on(event, &inquiry, &node->decisions, false);
 	}
+}
+
+/*
+ * take_request: the application asks, at a participant, for an end of the
+ * transaction.  It comes from a prepared branch, so it is a vote as well.
+ * While the coordinator is not bound by its votes, asking for rollback takes
+ * one back; once it is prepared, a resolve worker finishes it as asked.
+ */
+static void
+take_request(const TpcBrokerEvent *event, const TpcMessage *msg)
+{
+	TpcTxn	   *txn;
+	TpcParticipant *part;
+	bool		pass = false;
+	bool		rollback = false;
+
+	take_vote(event, msg);
+	if (strcmp(msg->id.coordinator, node->name) != 0)
+		return;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn = tpc_txn_find(node->dbid, &msg->id.gtid);
+	part = txn != NULL ? find_participant(txn, msg->from) : NULL;
+	if (part != NULL && part->enlisted && !part->dropped &&
+		strcmp(part->user_id, msg->user_id) == 0)
+	{
+		if (txn->state == TPC_TXN_PREPARED)
+			pass = true;
+		else if (takes_votes(txn) && !txn->votes_final && !msg->wants_commit)
+		{
+			if (part->vote == TPC_PART_YES)
+			{
+				static const char reason[] =
+				"{\"vote\":\"no\",\"error\":{\"sqlstate\":\"40000\","
+				"\"message\":\"the application rolled its branch back\"}}";
+
+				part->vote = TPC_PART_NO;
+				part->reason = tpc_area_try_alloc(sizeof(reason));
+				part->reason_len = 0;
+				if (DsaPointerIsValid(part->reason))
+				{
+					part->reason_len = strlen(reason);
+					memcpy(dsa_get_address(tpc_area(), part->reason), reason,
+						   sizeof(reason));
+				}
+				txn->nvotes--;
+				txn->nrefused++;
+				wake_if_decidable(txn);
+			}
+			/* it cannot commit any more, so the answer is known */
+			rollback = part->vote == TPC_PART_NO;
+		}
+	}
+	LWLockRelease(&tpc_shared->txns);
+	if (pass)
+		pass_on(event, msg, &node->decisions, false);
+	if (rollback)
+		send_decision(&msg->id, msg->from, false);
 }
 
 /* P7 arrives: an acknowledgement. */
@@ -1090,6 +1174,7 @@ take_delivery(const TpcBrokerEvent *event)
 			case TPC_MSG_VOTE:
 			case TPC_MSG_ACK:
 			case TPC_MSG_INQUIRY:
+			case TPC_MSG_REQUEST:
 				if (event->queue != TPC_QUEUE_VOTE)
 					break;
 				if (!tpc_message_decode_body(event->wire.body.ptr,
@@ -1097,6 +1182,8 @@ take_delivery(const TpcBrokerEvent *event)
 					break;
 				if (msg.type == TPC_MSG_ACK)
 					take_ack(event, &msg);
+				else if (msg.type == TPC_MSG_REQUEST)
+					take_request(event, &msg);
 				else
 					take_vote(event, &msg);
 				return;
@@ -1230,6 +1317,7 @@ look_after_decided(TimestampTz now)
 		if (TimestampDifferenceExceeds(txn->decided_at, now, HAND_OVER_MS))
 		{
 			pass_acks(txn);
+			send_parent_ack(txn);
 			tpc_txn_free(txn);
 		}
 	}

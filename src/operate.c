@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * operate.c
- *	  What a person can ask and do: outcome(), resolve(), forget().
+ *	  What a person can ask and do: outcome(), resolve(), force(), forget().
  *
  *-------------------------------------------------------------------------
  */
@@ -15,10 +15,13 @@
 #include "branch.h"
 #include "decision.h"
 #include "node.h"
+#include "operate.h"
 #include "shmem.h"
+#include "txn.h"
 
-static void
-parse_gtid(text * arg, TpcGlobalId *id)
+/* tpc_parse_gtid: an argument of an SQL function; raises 22P02. */
+void
+tpc_parse_gtid(text *arg, TpcGlobalId *id)
 {
 	char	   *gtid = text_to_cstring(arg);
 
@@ -68,7 +71,7 @@ tpc_outcome(PG_FUNCTION_ARGS)
 	TpcGlobalId id;
 	TpcNode    *node;
 
-	parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+	tpc_parse_gtid(PG_GETARG_TEXT_PP(0), &id);
 	node = tpc_node_ready();
 	if (strcmp(id.coordinator, node->name) == 0)
 		PG_RETURN_TEXT_P(cstring_to_text(names[tpc_decision_outcome(node, &id.gtid, true)]));
@@ -91,12 +94,87 @@ tpc_resolve(PG_FUNCTION_ARGS)
 	{
 		TpcGlobalId id;
 
-		parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+		tpc_parse_gtid(PG_GETARG_TEXT_PP(0), &id);
 	}
 	node = tpc_node_ready();
 	pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
 	tpc_wake_lead(node);
 	PG_RETURN_VOID();
+}
+
+/* force() has decided about a branch; the lead carries it out. */
+static bool force_pending = false;
+
+/*
+ * tpc_force(gtid text, outcome text) returns void
+ *
+ * Finish a branch in doubt without its coordinator: outcome is 'commit' or
+ * 'rollback'.  In force when the transaction commits; the lead resolve worker
+ * carries it out right after that.  It is reported to the coordinator when
+ * that tells its decision, and listed on both nodes if they differ.
+ */
+PG_FUNCTION_INFO_V1(tpc_force);
+Datum
+tpc_force(PG_FUNCTION_ARGS)
+{
+	TpcGlobalId id;
+	TpcNode    *node;
+	char	   *outcome = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	bool		commit = strcmp(outcome, "commit") == 0;
+	TpcBranchRow row;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	char		detail[200];
+
+	PreventCommandIfReadOnly("tpc_amqp.force()");
+	memset(&id, 0, sizeof(id));
+	tpc_parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+	if (!commit && strcmp(outcome, "rollback") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid outcome \"%s\"", outcome),
+				 errhint("Use \"commit\" or \"rollback\".")));
+	node = tpc_node_ready();
+	tpc_gtid_to_text(&id, gtid);
+	if (strcmp(id.coordinator, node->name) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("transaction %s is coordinated by this node", gtid),
+				 errhint("If it is prepared, COMMIT PREPARED or ROLLBACK PREPARED decides it.")));
+	tpc_branch_probe(&id, &row);
+	if (row.state != TPC_BRANCH_IN_PROGRESS ||
+		!tpc_branch_gid_exists(row.gid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("no branch of transaction %s is in doubt here", gtid),
+				 errhint("View tpc_amqp.branches lists those that are.")));
+	tpc_heuristic_record(&id, commit);
+	snprintf(detail, sizeof(detail),
+			 "\"%s\" decided to %s the branch without its coordinator.",
+			 GetUserNameFromId(GetSessionUserId(), false), outcome);
+	tpc_incident_report(&id, "forced", node->name, detail);
+	force_pending = true;
+	tpc_xact_pending = true;
+	PG_RETURN_VOID();
+}
+
+/* tpc_operate_at_eoxact: at the end of the transaction.  Never raises. */
+void
+tpc_operate_at_eoxact(bool committed)
+{
+	if (force_pending && committed)
+	{
+		TpcNode    *node;
+
+		LWLockAcquire(&tpc_shared->control, LW_SHARED);
+		node = tpc_node_find(MyDatabaseId);
+		if (node != NULL)
+		{
+			pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
+			tpc_wake_lead(node);
+		}
+		LWLockRelease(&tpc_shared->control);
+	}
+	force_pending = false;
 }
 
 /*
@@ -116,7 +194,7 @@ tpc_forget(PG_FUNCTION_ARGS)
 	bool		forgot;
 
 	PreventCommandIfReadOnly("tpc_amqp.forget()");
-	parse_gtid(PG_GETARG_TEXT_PP(0), &id);
+	tpc_parse_gtid(PG_GETARG_TEXT_PP(0), &id);
 	node = tpc_node_ready();
 	forgot = tpc_incident_clear(&id, NULL);
 	if (strcmp(id.coordinator, node->name) == 0)
@@ -128,7 +206,8 @@ tpc_forget(PG_FUNCTION_ARGS)
 		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 		txn = tpc_txn_find(node->dbid, &id.gtid);
 		live = txn != NULL && (txn->state == TPC_TXN_ACTIVE ||
-							   txn->state == TPC_TXN_PREPARING);
+							   txn->state == TPC_TXN_PREPARING ||
+							   txn->state == TPC_TXN_PREPARED);
 		LWLockRelease(&tpc_shared->txns);
 		if (live)
 			ereport(ERROR,

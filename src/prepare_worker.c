@@ -236,7 +236,7 @@ reset_session(void)
  * run_calls: step P2.  Run the handlers in order, in the open transaction.
  */
 static void
-run_calls(const Work *work)
+run_calls(const Work *work, bool *must_prepare)
 {
 	TpcMessage	msg;
 	const char *why;
@@ -257,6 +257,7 @@ run_calls(const Work *work)
 				 errmsg("malformed prepare: %s", why)));
 	}
 
+	*must_prepare = msg.must_prepare;
 	for (int i = 0; i < msg.ncalls; i++)
 	{
 		TpcCallItem *call = &msg.calls[i];
@@ -287,6 +288,7 @@ run_branch(const Work *work)
 	int			save_sec_context;
 	int			left_ms;
 	bool		writes;
+	bool		must_prepare = false;
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 
@@ -356,7 +358,7 @@ run_branch(const Work *work)
 
 	statement_may_write = false;
 	TPC_FAILPOINT("P2.before");
-	run_calls(work);
+	run_calls(work, &must_prepare);
 	TPC_FAILPOINT("P2.after");
 
 	/*
@@ -377,7 +379,7 @@ run_branch(const Work *work)
 	 * foreign table), which PREPARE knows to refuse.
 	 */
 	writes = TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
-		tpc_txn_has_calls() || statement_may_write;
+		tpc_txn_has_calls() || statement_may_write || must_prepare;
 	if (!writes)
 	{
 		/* these raise for WITH HOLD, LISTEN and NOTIFY, as PREPARE would */
@@ -397,6 +399,16 @@ run_branch(const Work *work)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("transaction %s is closed", work->gtid)));
 	PopActiveSnapshot();
+
+	/* Its own participants have to vote first, and in time. */
+	if (tpc_txn_has_calls())
+	{
+		left_ms = (int) TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+														work->deadline);
+		tpc_txn_set_deadline(TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														 left_ms - left_ms / 10));
+		tpc_txn_set_gid(work->gid);
+	}
 
 	TPC_FAILPOINT("P3.before");
 	if (!PrepareTransactionBlock(work->gid))
@@ -531,6 +543,7 @@ run_job(Work *work)
 	}
 	if (DsaPointerIsValid(yes))
 		dsa_free(tpc_area(), yes);
+	tpc_txn_set_deadline(0);
 	reset_session();
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(job_context);

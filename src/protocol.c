@@ -86,6 +86,8 @@ tpc_protocol_decide(const TpcParticipantFacts *facts)
 					TPC_ACTION_CANCEL : TPC_ACTION_NONE;
 			if (facts->below_floor)
 				return TPC_ACTION_ACK;
+			if (facts->forced)
+				return TPC_ACTION_FORCED_ROLLBACK;
 
 			/*
 			 * A commit means that we voted yes, so the branch was durable. A

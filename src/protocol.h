@@ -65,6 +65,7 @@ typedef struct TpcParticipantFacts
 	bool		gid_exists;		/* 2: a prepared transaction has the row's gid */
 	bool		job_exists;		/* 3: a prepare of G is queued or running */
 	bool		below_floor;	/* 4: recorded as closed */
+	bool		forced;			/* a person has rolled the branch back */
 	bool		forgotten;		/* the rollback is for want of a record that
 								 * may have been deleted */
 } TpcParticipantFacts;
@@ -76,6 +77,7 @@ typedef enum TpcAction
 	TPC_ACTION_ACK,				/* commit took effect before: acknowledge */
 	TPC_ACTION_CANCEL,			/* stop the job, look again soon */
 	TPC_ACTION_RETRY,			/* look again soon */
+	TPC_ACTION_FORCED_ROLLBACK, /* incident: rolled back by a person */
 	TPC_ACTION_LOST,			/* incident: tell the coordinator */
 	TPC_ACTION_MISMATCH,		/* incident: committed here, rolled back there */
 	TPC_ACTION_FORGED,			/* drop it: not from who sent the prepare */

@@ -102,6 +102,37 @@ tpc_relation_probe(Relation rel, const char *index_name, ScanKey keys,
 }
 
 /*
+ * tpc_relation_begin_dirty, tpc_relation_next_dirty, tpc_relation_end_dirty:
+ * all rows whose transaction has committed or is in progress, each as it is
+ * when it is looked at.  next returns TPC_ROW_NONE at the end.
+ */
+void
+tpc_relation_begin_dirty(TpcDirtyScan *dirty, Relation rel,
+						 const char *index_name)
+{
+	dirty->index = index_open(tpc_index_oid(index_name), AccessShareLock);
+	InitDirtySnapshot(dirty->snapshot);
+	dirty->scan = tpc_index_beginscan(rel, dirty->index, &dirty->snapshot, 0);
+	index_rescan(dirty->scan, NULL, 0, NULL, 0);
+}
+
+TpcRowState
+tpc_relation_next_dirty(TpcDirtyScan *dirty, TupleTableSlot *slot)
+{
+	if (!index_getnext_slot(dirty->scan, ForwardScanDirection, slot))
+		return TPC_ROW_NONE;
+	return TransactionIdIsValid(dirty->snapshot.xmin) ?
+		TPC_ROW_IN_PROGRESS : TPC_ROW_COMMITTED;
+}
+
+void
+tpc_relation_end_dirty(TpcDirtyScan *dirty)
+{
+	index_endscan(dirty->scan);
+	index_close(dirty->index, AccessShareLock);
+}
+
+/*
  * tpc_spi_execute: run one statement; the caller is connected to SPI.
  * expect: the SPI_OK_ code; anything else is an error.
  *

@@ -36,17 +36,17 @@ to_wire(const char *text)
 
 /*
  * tpc_report_remote_error: raise what the participant said, with its own
- * SQLSTATE, message and detail; body is that of its vote.
+ * SQLSTATE, message and detail; body is that of its vote.  hint: instead of
+ * the participant's, or NULL.
  */
 void
 tpc_report_remote_error(const char *node, const char *gtid, const char *body,
-						uint32 len)
+						uint32 len, const char *hint)
 {
 	TpcMessage	msg;
 	const char *why;
 	const char *s;
 	char	   *detail;
-	char	   *hint;
 	char	   *context;
 
 	memset(&msg, 0, sizeof(msg));
@@ -56,11 +56,13 @@ tpc_report_remote_error(const char *node, const char *gtid, const char *body,
 		ereport(ERROR,
 				(errcode(ERRCODE_TRANSACTION_ROLLBACK),
 				 errmsg("node \"%s\" voted no and gave no reason", node),
+				 hint ? errhint("%s", hint) : 0,
 				 errcontext("node \"%s\", transaction %s", node, gtid)));
 
 	s = msg.error.sqlstate;
 	detail = to_server(msg.error.detail);
-	hint = to_server(msg.error.hint);
+	if (hint == NULL)
+		hint = to_server(msg.error.hint);
 	context = to_server(msg.error.context);
 	ereport(ERROR,
 			(errcode(MAKE_SQLSTATE(s[0], s[1], s[2], s[3], s[4])),

@@ -11,7 +11,8 @@
 #include "message.h"
 
 extern void tpc_report_remote_error(const char *node, const char *gtid,
-									const char *body, uint32 len)
+									const char *body, uint32 len,
+									const char *hint)
 			pg_attribute_noreturn();
 extern void tpc_report_from_error_data(ErrorData *edata, TpcRemoteError *error);
 

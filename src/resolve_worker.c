@@ -31,7 +31,9 @@
 #include "compat.h"
 #include "decision.h"
 #include "failpoint.h"
+#include "gid.h"
 #include "housekeeper.h"
+#include "prepared.h"
 #include "resolve_worker.h"
 #include "settings.h"
 #include "shmem.h"
@@ -59,16 +61,13 @@ static List *retries = NIL;
 static TimestampTz forged_logged_at = 0;
 static uint32 wait_event_main = 0;
 
-/*
- * tpc_resolve_send: leave a message for the messenger.  answered: the item
- * whose delivery it acknowledges too, or NULL.
- */
-void
-tpc_resolve_send(TpcNode *to_node, TpcMessage *msg, const char *to,
-				 bool resent, const TpcItem *answered)
+static dsa_pointer
+make_item(TpcMessage *msg, const char *to, bool resent,
+		  const TpcItem *answered)
 {
 	StringInfoData body;
 	TpcItem		head;
+	dsa_pointer item;
 
 	initStringInfo(&body);
 	tpc_message_encode_body(msg, &body);
@@ -86,8 +85,20 @@ tpc_resolve_send(TpcNode *to_node, TpcMessage *msg, const char *to,
 		head.delivery_tag = answered->delivery_tag;
 		head.epoch = answered->epoch;
 	}
-	tpc_outbox_push(to_node, tpc_item_make(&head, body.data, body.len));
+	item = tpc_item_make(&head, body.data, body.len);
 	pfree(body.data);
+	return item;
+}
+
+/*
+ * tpc_resolve_send: leave a message for the messenger.  answered: the item
+ * whose delivery it acknowledges too, or NULL.
+ */
+void
+tpc_resolve_send(TpcNode *to_node, TpcMessage *msg, const char *to,
+				 bool resent, const TpcItem *answered)
+{
+	tpc_outbox_push(to_node, make_item(msg, to, resent, answered));
 }
 
 /* Nothing to say, but the delivery is dealt with. */
@@ -109,7 +120,8 @@ acknowledge_delivery(const TpcItem *item)
 
 /* P7: tell the coordinator that the commit is durable here (or is not). */
 static void
-send_ack(const TpcItem *item, TpcAckOutcome outcome, const char *reason)
+send_ack(const TpcItem *item, TpcAckOutcome outcome, bool forced,
+		 const char *reason)
 {
 	TpcMessage	msg;
 
@@ -117,9 +129,36 @@ send_ack(const TpcItem *item, TpcAckOutcome outcome, const char *reason)
 	msg.type = TPC_MSG_ACK;
 	msg.id = item->id;
 	msg.outcome = outcome;
+	msg.forced = forced;
 	msg.error.message = unconstify(char *, reason);
 	TPC_FAILPOINT("P7.before");
 	tpc_resolve_send(node, &msg, item->id.coordinator, false, item);
+	TPC_FAILPOINT("P7.after");
+}
+
+/*
+ * committed: a branch has been committed as decided.  If it has called other
+ * nodes itself, its acknowledgement waits for theirs.
+ */
+static void
+committed(const TpcItem *item, const char *gid)
+{
+	TpcMessage	msg;
+	dsa_pointer ack;
+
+	if (hash_get_num_entries(tpc_gids) == 0)
+	{
+		send_ack(item, TPC_ACK_COMMITTED, false, NULL);
+		return;
+	}
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_ACK;
+	msg.id = item->id;
+	msg.outcome = TPC_ACK_COMMITTED;
+	TPC_FAILPOINT("P7.before");
+	ack = make_item(&msg, item->id.coordinator, false, item);
+	if (!tpc_prepared_tell(node, gid, true, ack))
+		tpc_outbox_push(node, ack);
 	TPC_FAILPOINT("P7.after");
 }
 
@@ -181,14 +220,16 @@ job_exists(const TpcItem *item)
 }
 
 /*
- * finish_prepared: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
+ * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
  * returns true.  False if there is no such prepared transaction, or it is
- * busy (its backend is still leaving it, or another resolver has it).
+ * busy (its backend is still leaving it, or another resolver has it).  The
+ * caller is in a transaction of its own (tpc_worker_begin), which this ends.
  */
-static bool
-finish_prepared(const char *gid, bool commit)
+bool
+tpc_resolve_finish(const char *gid, bool commit)
 {
 	volatile bool finished = false;
+	MemoryContext caller = CurrentMemoryContext;
 
 	PG_TRY();
 	{
@@ -201,15 +242,15 @@ finish_prepared(const char *gid, bool commit)
 	PG_CATCH();
 	{
 		ErrorData  *edata;
-		MemoryContext old = MemoryContextSwitchTo(item_context);
 
+		MemoryContextSwitchTo(item_context);
 		edata = CopyErrorData();
 		if (!finished && (edata->sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
 						  edata->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE))
 		{
 			FlushErrorState();
 			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(old);
+			MemoryContextSwitchTo(caller);
 		}
 		else
 			PG_RE_THROW();
@@ -236,6 +277,20 @@ report_forged(const TpcItem *item, const char *gtid)
 			 errdetail("It comes from broker user \"%s\".", item->user_id)));
 }
 
+/*
+ * Whether a message about a branch comes from who sent its prepare; for a
+ * joined one, from the node it joined.
+ */
+static bool
+sender_matches(const TpcBranchRow *row, const TpcItem *item)
+{
+	if (row->state == TPC_BRANCH_NONE)
+		return false;
+	return row->sender[0] != '\0' ?
+		strcmp(row->sender, item->user_id) == 0 :
+		strcmp(item->peer, item->id.coordinator) == 0;
+}
+
 /* Whether a rollback says that there may have been a record. */
 static bool
 says_forgotten(const TpcItem *item)
@@ -260,6 +315,8 @@ decide(const TpcItem *item)
 	TpcBranchRow row;
 	TpcAction	action;
 	bool		commit = item->type == TPC_MSG_COMMIT;
+	bool		forced_commit = false;
+	bool		forced;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
 	TPC_FAILPOINT("P5.before");
@@ -270,27 +327,34 @@ decide(const TpcItem *item)
 	tpc_worker_begin();
 	tpc_branch_probe(&item->id, &row);
 	facts.branch = row.state;
-	facts.sender_matches = row.state != TPC_BRANCH_NONE &&
-		strcmp(row.sender, item->user_id) == 0;
+	facts.sender_matches = sender_matches(&row, item);
 	facts.job_exists = job_exists(item);
 	if (row.state == TPC_BRANCH_COMMITTED && !commit)
 		facts.forgotten = says_forgotten(item);
 	if (row.state == TPC_BRANCH_NONE && commit)
+	{
 		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
+		facts.forced = tpc_heuristic_lookup(&item->id, &forced_commit) &&
+			!forced_commit;
+	}
 
 	/* What finishing it would tell: try, then ask again without it. */
 	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS;
 	action = tpc_protocol_decide(&facts);
 	if (action == TPC_ACTION_FINISH)
 	{
-		if (finish_prepared(row.gid, commit))
+		if (tpc_resolve_finish(row.gid, commit))
 		{
 			tpc_node_count(node, commit ? TPC_STAT_BRANCHES_COMMITTED :
 						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
 			if (commit)
-				send_ack(item, TPC_ACK_COMMITTED, NULL);
+				committed(item, row.gid);
 			else
+			{
+				(void) tpc_prepared_tell(node, row.gid, false,
+										 InvalidDsaPointer);
 				acknowledge_delivery(item);
+			}
 			return true;
 		}
 		facts.gid_exists = false;
@@ -314,9 +378,23 @@ decide(const TpcItem *item)
 			break;
 
 		case TPC_ACTION_ACK:
+			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
-			send_ack(item, TPC_ACK_COMMITTED, NULL);
+			send_ack(item, TPC_ACK_COMMITTED, forced && forced_commit, NULL);
+			break;
+
+		case TPC_ACTION_FORCED_ROLLBACK:
+			tpc_incident_report(&item->id, "mismatch", node->name,
+								"It was rolled back here by force, and its coordinator committed it.");
+			ForceSyncCommit();
+			tpc_worker_end();
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("transaction %s was rolled back here by force, and its coordinator committed it",
+							gtid),
+					 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
+			send_ack(item, TPC_ACK_ROLLED_BACK, true, "rolled back by force");
 			break;
 
 		case TPC_ACTION_LOST:
@@ -329,10 +407,11 @@ decide(const TpcItem *item)
 					 errmsg("branch of committed transaction %s is lost", gtid),
 					 errdetail("The coordinator committed it, and this node has neither the prepared branch nor a record of it."),
 					 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
-			send_ack(item, TPC_ACK_LOST, "no branch and no record of it");
+			send_ack(item, TPC_ACK_LOST, false, "no branch and no record of it");
 			break;
 
 		case TPC_ACTION_MISMATCH:
+			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
 			tpc_incident_report(&item->id, "mismatch", node->name,
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();
@@ -342,7 +421,11 @@ decide(const TpcItem *item)
 					 errmsg("transaction %s is committed here, and its coordinator rolled it back",
 							gtid),
 					 errhint("It is listed in view tpc_amqp.incidents.")));
-			acknowledge_delivery(item);
+			/* nobody waits for it, but there it is to be listed, too */
+			if (forced)
+				send_ack(item, TPC_ACK_COMMITTED, true, "committed by force");
+			else
+				acknowledge_delivery(item);
 			break;
 
 		case TPC_ACTION_FORGED:
@@ -378,7 +461,7 @@ note_unknown(const TpcItem *item)
 								  strlen(msg.error.message), PG_UTF8);
 	tpc_branch_probe(&item->id, &row);
 	if (row.state == TPC_BRANCH_IN_PROGRESS &&
-		strcmp(row.sender, item->user_id) == 0)
+		sender_matches(&row, item))
 		tpc_incident_report(&item->id, "unknown", item->id.coordinator,
 							reason);
 	tpc_worker_end();
@@ -449,6 +532,65 @@ answer(const TpcItem *item)
 	tpc_worker_end();
 }
 
+/* Whether all participants of a prepared transaction of ours have voted yes. */
+static bool
+votes_are_in(const TpcGid *entry)
+{
+	TpcTxn	   *txn;
+	bool		complete = entry->votes_known;
+
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	txn = tpc_txn_find(node->dbid, &entry->txn);
+	if (txn != NULL)
+		complete = txn->state == TPC_TXN_PREPARED && txn->nrefused == 0 &&
+			txn->nvotes == txn->nexpected;
+	LWLockRelease(&tpc_shared->txns);
+	return complete;
+}
+
+/*
+ * serve_request: step Q3 on behalf of an application that has told a
+ * participant first.  Nothing but the prepared transaction itself arbitrates
+ * between this and a session that finishes it.  What cannot be done now is
+ * asked for again.
+ */
+static void
+serve_request(const TpcItem *item)
+{
+	TpcMessage	msg;
+	const char *why;
+	TpcDecisionRow row;
+	TpcGid		entry;
+	char		gid[TPC_GID_SIZE];
+
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_REQUEST;
+	if (!tpc_message_decode_body(item->body, item->len, &msg, &why))
+		return;
+	tpc_worker_begin();
+	if (tpc_decision_probe(&item->id.gtid, &row) != TPC_ROW_IN_PROGRESS ||
+		row.gid == NULL || !tpc_gid_lookup(row.gid, &entry) ||
+		entry.state != TPC_GID_PREPARED || !entry.has_txn ||
+		(msg.wants_commit && !votes_are_in(&entry)))
+	{
+		tpc_worker_end();
+		return;
+	}
+	strlcpy(gid, row.gid, sizeof(gid));
+	if (entry.has_branch)
+	{
+		/* it is a branch itself: pass the question on */
+		tpc_worker_end();
+		msg.id = entry.branch;
+		tpc_resolve_send(node, &msg, entry.branch.coordinator, false, NULL);
+		return;
+	}
+	TPC_FAILPOINT("Q3.request");
+	if (tpc_resolve_finish(gid, msg.wants_commit))
+		(void) tpc_prepared_tell(node, gid, msg.wants_commit,
+								 InvalidDsaPointer);
+}
+
 /* One item; false if it has to be looked at again.  Never raises. */
 static bool
 handle_item(const TpcItem *item)
@@ -469,6 +611,9 @@ handle_item(const TpcItem *item)
 				break;
 			case TPC_MSG_INQUIRY:
 				answer(item);
+				break;
+			case TPC_MSG_REQUEST:
+				serve_request(item);
 				break;
 			default:
 				break;

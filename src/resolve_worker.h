@@ -13,5 +13,6 @@
 extern void tpc_resolve_send(TpcNode *to_node, TpcMessage *msg,
 							 const char *to, bool resent,
 							 const TpcItem *answered);
+extern bool tpc_resolve_finish(const char *gid, bool commit);
 
 #endif							/* TPC_RESOLVE_WORKER_H */

@@ -20,6 +20,8 @@
 int			tpc_prepare_timeout = 10000;
 int			tpc_apply_timeout = 5000;
 int			tpc_commit_wait = TPC_COMMIT_WAIT_APPLIED;
+bool		tpc_prepare_wait = true;
+int			tpc_prepared_timeout = 300000;
 int			tpc_lock_timeout = 5000;
 int			tpc_prepare_workers = 2;
 int			tpc_resolve_workers = 1;
@@ -61,6 +63,16 @@ tpc_settings_define(void)
 							 &tpc_commit_wait, TPC_COMMIT_WAIT_APPLIED,
 							 commit_wait_options,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("tpc_amqp.prepare_wait",
+							 "PREPARE TRANSACTION waits for the participants' votes.",
+							 "If off, COMMIT PREPARED waits for those that are missing.",
+							 &tpc_prepare_wait, true,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.prepared_timeout",
+							"Time after which a prepared global transaction that nobody finishes is rolled back.",
+							"Counts at its coordinator, from PREPARE TRANSACTION.  Zero disables it.",
+							&tpc_prepared_timeout, 300000, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.lock_timeout",
 							"Time a handler waits for a lock.",
 							"Zero disables it; the deadline of the transaction remains.",

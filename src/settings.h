@@ -17,6 +17,8 @@ typedef enum TpcCommitWait
 extern int	tpc_prepare_timeout;	/* ms */
 extern int	tpc_apply_timeout;	/* ms */
 extern int	tpc_commit_wait;	/* TpcCommitWait */
+extern bool tpc_prepare_wait;
+extern int	tpc_prepared_timeout;	/* ms; 0: never */
 extern int	tpc_lock_timeout;	/* ms, for handlers */
 extern int	tpc_prepare_workers;
 extern int	tpc_resolve_workers;

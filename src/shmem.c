@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "access/twophase.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
@@ -30,6 +31,7 @@
 TpcShared  *tpc_shared = NULL;
 HTAB	   *tpc_txns = NULL;
 HTAB	   *tpc_jobs = NULL;
+HTAB	   *tpc_gids = NULL;
 
 static void *area_place = NULL;
 static dsa_area *area = NULL;
@@ -44,6 +46,13 @@ shared_size(void)
 					mul_size(sizeof(TpcNode), tpc_max_nodes));
 }
 
+/* Those prepared, those being prepared, and some that are finished. */
+static long
+gids_size(void)
+{
+	return (long) max_prepared_xacts + MaxBackends + tpc_max_transactions;
+}
+
 static void
 shmem_request(void)
 {
@@ -56,6 +65,7 @@ shmem_request(void)
 											  sizeof(TpcTxn)));
 	RequestAddinShmemSpace(hash_estimate_size(tpc_max_transactions,
 											  sizeof(TpcJob)));
+	RequestAddinShmemSpace(hash_estimate_size(gids_size(), sizeof(TpcGid)));
 	tpc_failpoint_shmem_request();
 	RequestNamedLWLockTranche("tpc_amqp", 1);
 }
@@ -109,6 +119,9 @@ shmem_startup(void)
 		LWLockInitialize(&tpc_shared->control, tranche);
 		LWLockInitialize(&tpc_shared->txns, tranche);
 		LWLockInitialize(&tpc_shared->jobs, tranche);
+		LWLockInitialize(&tpc_shared->gids, tranche);
+		dlist_init(&tpc_shared->finished_gids);
+		ConditionVariableInit(&tpc_shared->gid_changed);
 		for (int i = 0; i < tpc_max_nodes; i++)
 			node_init(&tpc_shared->nodes[i], tranche);
 	}
@@ -123,6 +136,12 @@ shmem_startup(void)
 	info.entrysize = sizeof(TpcJob);
 	tpc_jobs = ShmemInitHash("tpc_amqp jobs",
 							 tpc_max_transactions, tpc_max_transactions,
+							 &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+
+	info.keysize = sizeof(TpcGidKey);
+	info.entrysize = sizeof(TpcGid);
+	tpc_gids = ShmemInitHash("tpc_amqp prepared transactions",
+							 gids_size(), gids_size(),
 							 &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 
 	area_place = ShmemInitStruct("tpc_amqp messages", AREA_IN_PLACE, &found);
@@ -332,6 +351,8 @@ tpc_txn_free(TpcTxn *txn)
 				dsa_free(tpc_area(), parts[i].reason);
 		}
 	}
+	if (DsaPointerIsValid(txn->parent_ack))
+		dsa_free(tpc_area(), txn->parent_ack);
 	tpc_txn_remove(txn);
 	if (DsaPointerIsValid(array))
 		dsa_free(tpc_area(), array);

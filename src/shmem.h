@@ -4,7 +4,7 @@
  *	  What the processes of a node share.
  *
  * Per field: who writes it, under which lock.  Lock order (take left before
- * right, release any time): control -> txns -> jobs -> node queue.  None is
+ * right, release any time): control -> txns -> jobs -> gids -> node queue.  None is
  * held across I/O, and nothing allocates while holding more than one.
  *
  *-------------------------------------------------------------------------
@@ -15,6 +15,7 @@
 #include "access/xlogdefs.h"
 #include "lib/ilist.h"
 #include "port/atomics.h"
+#include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -26,6 +27,9 @@
 
 #define TPC_MAX_PREPARE_WORKERS 64
 #define TPC_MAX_RESOLVE_WORKERS 16
+
+/* A GID and its terminating zero: GIDSIZE of the server. */
+#define TPC_GID_SIZE	200
 
 typedef enum TpcRole
 {
@@ -187,6 +191,9 @@ typedef struct TpcNode
 	int			nfinished;
 	int			finished_size;
 
+	bool		gids_known;		/* control: the lead has found those that were
+								 * prepared before the server's start */
+
 	/* Raised by one by the messenger at each connect; resolvers watch it. */
 	pg_atomic_uint32 epoch;
 	/* Raised by resolve(): the lead resolver inquires at once. */
@@ -220,6 +227,8 @@ typedef enum TpcTxnState
 {
 	TPC_TXN_ACTIVE,				/* has a gtid; nothing sent */
 	TPC_TXN_PREPARING,			/* prepares sent or about to be; undecided */
+	TPC_TXN_PREPARED,			/* its own transaction is prepared; whether it
+								 * still is, the tables tell */
 	TPC_TXN_COMMITTED,			/* commit record flushed */
 	TPC_TXN_ABORTED				/* rolled back: to be told, then removed */
 } TpcTxnState;
@@ -239,7 +248,9 @@ typedef struct TpcParticipant
 	char		node[TPC_NODE_SIZE];
 	char		user_id[TPC_USER_MAXLEN + 1];	/* of its vote */
 	TpcVoteState vote;			/* messenger, under txns */
-	bool		sent;			/* messenger */
+	bool		enlisted;		/* prepared by the application, not by us */
+	bool		dropped;		/* enlisted in a savepoint that rolled back */
+	bool		sent;			/* messenger; or enlisted: it may vote */
 	bool		acked;			/* messenger, under txns */
 	dsa_pointer body;			/* of the prepare; freed by the messenger */
 	uint32		body_len;
@@ -263,8 +274,10 @@ typedef struct TpcTxn
 	pid_t		pid;			/* backend, for the view */
 	int			timeout_ms;
 	int			nparticipants;
-	int			nvotes;			/* yes and read-only */
-	int			nrefused;		/* no and returned */
+	int			nexpected;		/* of them, not dropped */
+	int			nvotes;			/* of those: yes and read-only */
+	int			nrefused;		/* of those: no and returned */
+	bool		votes_final;	/* the backend goes by them: none changes */
 	int			npending_acks;	/* set when committed */
 	bool		prepares_sent;
 	bool		decision_sent;
@@ -276,6 +289,9 @@ typedef struct TpcTxn
 	TimestampTz prepare_at;		/* C1 */
 	TimestampTz decided_at;
 	dsa_pointer participants;
+	dsa_pointer parent_ack;		/* it is a branch of another one, too: the
+								 * item that acknowledges that, for the
+								 * messenger to send when all is applied */
 } TpcTxn;
 
 typedef struct TpcJobKey
@@ -311,19 +327,57 @@ typedef struct TpcJob
 	uint32		len;
 } TpcJob;
 
+typedef struct TpcGidKey
+{
+	Oid			dbid;
+	char		gid[TPC_GID_SIZE];	/* zero-padded */
+} TpcGidKey;
+
+typedef enum TpcGidState
+{
+	TPC_GID_PREPARING,			/* its backend is at it */
+	TPC_GID_PREPARED,			/* durable, and not known to be finished */
+	TPC_GID_COMMITTED,			/* finished; kept for who asks again */
+	TPC_GID_ABORTED
+} TpcGidState;
+
+/*
+ * A prepared transaction that belongs to a global one, under a GID that the
+ * application chose: a joined branch, a coordinator's own transaction, or (in
+ * a tree) both.  Also the latter under a GID of ours.  Entry of the hash
+ * table; all fields under gids; see gid.c.
+ */
+typedef struct TpcGid
+{
+	TpcGidKey	key;
+	TpcGidState state;
+	dlist_node	link;			/* in TpcShared.finished_gids once finished */
+	Oid			owner;			/* who prepared it */
+	TimestampTz since;
+	bool		has_branch;
+	TpcGlobalId branch;			/* G it is a branch of */
+	bool		has_txn;
+	TpcGtid		txn;			/* G it coordinates */
+	bool		votes_known;	/* … and whose votes were in at PREPARE */
+} TpcGid;
+
 typedef struct TpcShared
 {
 	LWLock		control;
 	LWLock		txns;
 	LWLock		jobs;
+	LWLock		gids;
+	dlist_head	finished_gids;	/* gids; oldest first */
+	ConditionVariable gid_changed;
+	bool		labels_seen;	/* control: the launcher knows the nodes */
 	Latch	   *launcher;		/* under control */
-	bool		label_scan;		/* control: launcher should look at labels */
 	TpcNode		nodes[FLEXIBLE_ARRAY_MEMBER];
 } TpcShared;
 
 extern TpcShared *tpc_shared;
 extern HTAB *tpc_txns;
 extern HTAB *tpc_jobs;
+extern HTAB *tpc_gids;
 
 extern void tpc_shmem_install(void);
 extern void tpc_shmem_require(void);

@@ -10,6 +10,13 @@
  * and a latch (C5), and then may wait for the acknowledgements (C6) within a
  * bound, with nothing left that could raise.
  *
+ * PREPARE TRANSACTION does the same up to the decision row, which then rides
+ * in the prepared transaction; prepared.c takes it from there.
+ *
+ * A participant can also be one that the application prepares itself: it is
+ * enlisted here, and may vote from then on.  Its list of participants is in
+ * shared memory, and the entry the messenger's to free, from that moment.
+ *
  * That last wait stands where the server releases resources, after the
  * transaction's locks: nobody else waits for our participants.  The server
  * calls us there with interrupts held, so it watches for cancel, terminate
@@ -36,11 +43,15 @@
 #include "utils/resowner.h"
 #include "utils/timeout.h"
 
+#include "branch.h"
 #include "compat.h"
 #include "decision.h"
 #include "failpoint.h"
+#include "gid.h"
+#include "join.h"
 #include "message.h"
 #include "node.h"
+#include "operate.h"
 #include "report.h"
 #include "settings.h"
 #include "shmem.h"
@@ -58,6 +69,13 @@ typedef struct PendingCall
 	SubTransactionId subid;		/* where it was named */
 } PendingCall;
 
+typedef struct Enlisted
+{
+	char	   *node;
+	int			index;			/* in the list of participants */
+	SubTransactionId subid;		/* where it was named */
+} Enlisted;
+
 /*
  * The transaction of this backend.  Owned by this file; txn is NULL outside
  * of a global transaction.  calls lives in TopTransactionContext.
@@ -68,13 +86,22 @@ static struct
 	TpcTxn	   *txn;
 	TpcGlobalId id;
 	List	   *calls;
+	List	   *enlisted;		/* of Enlisted *, as calls */
 	bool		shown;			/* gtid() has told somebody the id */
-	bool		handed;			/* the messenger knows of it */
+	bool		handed;			/* the messenger frees the entry */
+	bool		votes_known;	/* all are in: no other can come */
 	bool		wait_applied;	/* after the commit, wait */
 	int			apply_timeout;	/* as it was at C1 */
 }			current;
 
 bool		tpc_xact_pending = false;
+
+/* That of the PREPARE TRANSACTION under way; "" if it is not known. */
+static char prepare_gid[TPC_GID_SIZE] = "";
+static bool gid_claimed = false;
+
+/* For a branch: when its coordinator gives up; 0 if this is none. */
+static TimestampTz branch_deadline = 0;
 
 /* Names in the warning of C6, built without allocating. */
 static char missing_names[1024];
@@ -87,7 +114,29 @@ static void
 current_reset(void)
 {
 	memset(&current, 0, sizeof(current));
+	prepare_gid[0] = '\0';
+	gid_claimed = false;
 	tpc_xact_pending = false;
+}
+
+/*
+ * tpc_txn_set_gid: the transaction is going to be prepared under this GID.
+ * The server has forgotten it by the time its callbacks run.
+ */
+void
+tpc_txn_set_gid(const char *gid)
+{
+	strlcpy(prepare_gid, gid, sizeof(prepare_gid));
+}
+
+/*
+ * tpc_txn_set_deadline: the transaction is a branch, whose coordinator waits
+ * no longer than this; 0 takes it back.
+ */
+void
+tpc_txn_set_deadline(TimestampTz deadline)
+{
+	branch_deadline = deadline;
 }
 
 /*
@@ -175,8 +224,35 @@ txn_claim(void)
 			sizeof(current.id.coordinator));
 	current.id.gtid = key.gtid;
 	current.calls = NIL;
+	current.enlisted = NIL;
 	current.handed = false;
 	tpc_xact_pending = true;
+}
+
+static void
+check_node_name(const char *node)
+{
+	if (!tpc_node_name_valid(node, strlen(node)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid node name \"%s\"", node),
+				 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
+						   TPC_NODE_MAXLEN)));
+}
+
+static Enlisted *
+find_enlisted(const char *node)
+{
+	ListCell   *lc;
+
+	foreach(lc, current.enlisted)
+	{
+		Enlisted   *enlisted = lfirst(lc);
+
+		if (strcmp(enlisted->node, node) == 0)
+			return enlisted;
+	}
+	return NULL;
 }
 
 /*
@@ -212,12 +288,7 @@ tpc_call(PG_FUNCTION_ARGS)
 	handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	arg = PG_GETARG_JSONB_P(2);
 
-	if (!tpc_node_name_valid(node, strlen(node)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid node name \"%s\"", node),
-				 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
-						   TPC_NODE_MAXLEN)));
+	check_node_name(node);
 	if (handler[0] == '\0' || strlen(handler) > TPC_HANDLER_MAXLEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
@@ -228,6 +299,12 @@ tpc_call(PG_FUNCTION_ARGS)
 	json = JsonbToCString(NULL, &arg->root, VARSIZE(arg));
 
 	txn_claim();
+
+	if (find_enlisted(node) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" is enlisted in this transaction", node),
+				 errdetail("A node has one branch of a transaction: the application's, or one that runs handlers.")));
 
 	/* All of one node travels in one message; check where the user sees it. */
 	foreach(lc, current.calls)
@@ -268,11 +345,131 @@ tpc_call(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* tpc_txn_has_calls: whether the current transaction has named work. */
+/*
+ * add_participants: append to the list of participants in shared memory;
+ * returns the index of the first.  Votes of enlisted ones may arrive as soon
+ * as the lock is released.  From now on the messenger frees the entry.
+ */
+static int
+add_participants(char **names, int n, bool enlisted)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *parts;
+	dsa_pointer array;
+	dsa_pointer old = txn->participants;
+	int			first = txn->nparticipants;
+	Size		size = mul_size(sizeof(TpcParticipant), first + n);
+
+	array = tpc_area_alloc(size);
+	parts = dsa_get_address(tpc_area(), array);
+	memset(parts, 0, size);
+	for (int i = 0; i < n; i++)
+	{
+		TpcParticipant *part = &parts[first + i];
+
+		strlcpy(part->node, names[i], sizeof(part->node));
+		part->body = InvalidDsaPointer;
+		part->reason = InvalidDsaPointer;
+		part->enlisted = enlisted;
+		part->sent = enlisted;
+	}
+
+	current.handed = true;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	if (first > 0)
+		memcpy(parts, dsa_get_address(tpc_area(), old),
+			   sizeof(TpcParticipant) * first);
+	txn->participants = array;
+	txn->nparticipants = first + n;
+	txn->nexpected += n;
+	LWLockRelease(&tpc_shared->txns);
+	if (first > 0)
+		dsa_free(tpc_area(), old);
+	return first;
+}
+
+/*
+ * tpc_enlist(node text) returns text
+ *
+ * Expect a branch that the application prepares on that node itself, after
+ * tpc_amqp.join() with the id that this returns: COMMIT waits for its vote.
+ * Again for the same node, the same id.
+ */
+PG_FUNCTION_INFO_V1(tpc_enlist);
+Datum
+tpc_enlist(PG_FUNCTION_ARGS)
+{
+	char	   *node = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char		text[TPC_GTID_TEXT_SIZE];
+	ListCell   *lc;
+
+	tpc_shmem_require();
+	PreventCommandIfReadOnly("tpc_amqp.enlist()");
+	PreventCommandDuringRecovery("tpc_amqp.enlist()");
+	check_node_name(node);
+	txn_claim();
+
+	if (strcmp(node, current.id.coordinator) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("node \"%s\" cannot enlist itself", node)));
+	foreach(lc, current.calls)
+	{
+		PendingCall *call = lfirst(lc);
+
+		if (strcmp(call->node, node) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("node \"%s\" is called in this transaction", node),
+					 errdetail("A node has one branch of a transaction: the application's, or one that runs handlers.")));
+	}
+	if (find_enlisted(node) == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+		Enlisted   *enlisted = palloc(sizeof(Enlisted));
+
+		enlisted->node = pstrdup(node);
+		enlisted->subid = GetCurrentSubTransactionId();
+		current.enlisted = lappend(current.enlisted, enlisted);
+		/* if this raises, the transaction is over, and the list with it */
+		enlisted->index = -1;
+		enlisted->index = add_participants(&node, 1, true);
+		MemoryContextSwitchTo(old);
+	}
+	current.shown = true;
+	tpc_gtid_to_text(&current.id, text);
+	PG_RETURN_TEXT_P(cstring_to_text(text));
+}
+
+/* drop_enlisted: its savepoint has rolled back.  Never raises. */
+static void
+drop_enlisted(const Enlisted *enlisted)
+{
+	TpcTxn	   *txn = current.txn;
+	TpcParticipant *part;
+
+	if (enlisted->index < 0)
+		return;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	part = (TpcParticipant *) dsa_get_address(tpc_area(), txn->participants) +
+		enlisted->index;
+	part->dropped = true;
+	txn->nexpected--;
+	if (part->vote == TPC_PART_YES || part->vote == TPC_PART_READ_ONLY)
+		txn->nvotes--;
+	else if (part->vote != TPC_PART_WAITING)
+		txn->nrefused--;
+	LWLockRelease(&tpc_shared->txns);
+}
+
+/*
+ * tpc_txn_has_calls: whether the current transaction has participants, or
+ * named work that will make some.
+ */
 bool
 tpc_txn_has_calls(void)
 {
-	return current.calls != NIL;
+	return current.calls != NIL || current.enlisted != NIL;
 }
 
 /*
@@ -378,29 +575,14 @@ participant_names(char ***names)
  * messenger publish them.  From here on an abort tells the participants.
  */
 static void
-hand_over(char **names, int n)
+hand_over(char **names, int n, TimestampTz deadline, bool must_prepare)
 {
 	TpcTxn	   *txn = current.txn;
 	TpcParticipant *parts;
-	dsa_pointer array;
-	Size		size = mul_size(sizeof(TpcParticipant), n);
+	int			first;
 
-	array = tpc_area_alloc(size);
-	parts = dsa_get_address(tpc_area(), array);
-	memset(parts, 0, size);
-	for (int i = 0; i < n; i++)
-	{
-		strlcpy(parts[i].node, names[i], sizeof(parts[i].node));
-		parts[i].body = InvalidDsaPointer;
-		parts[i].reason = InvalidDsaPointer;
-	}
-
-	/* From now on the messenger frees it, whatever happens. */
-	current.handed = true;
-	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
-	txn->participants = array;
-	txn->nparticipants = n;
-	LWLockRelease(&tpc_shared->txns);
+	first = n > 0 ? add_participants(names, n, false) : txn->nparticipants;
+	parts = dsa_get_address(tpc_area(), txn->participants);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -418,20 +600,21 @@ hand_over(char **names, int n)
 				tpc_message_add_call(&body, call->handler, call->arg,
 									 call->arg_len);
 		}
-		tpc_message_end_calls(&body);
+		tpc_message_end_calls(&body, must_prepare);
 
 		p = tpc_area_alloc(body.len);
 		memcpy(dsa_get_address(tpc_area(), p), body.data, body.len);
-		parts[i].body = p;
-		parts[i].body_len = body.len;
+		parts[first + i].body = p;
+		parts[first + i].body_len = body.len;
 		pfree(body.data);
 	}
 
 	TPC_FAILPOINT("C1.before");
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	txn->state = TPC_TXN_PREPARING;
-	txn->timeout_ms = tpc_prepare_timeout;
 	txn->prepare_at = GetCurrentTimestamp();
+	txn->timeout_ms = (int) TimestampDifferenceMilliseconds(txn->prepare_at,
+															deadline);
 	txn->waiter = MyLatch;
 	tpc_txn_queue(current.node, txn);
 	LWLockRelease(&tpc_shared->txns);
@@ -439,62 +622,97 @@ hand_over(char **names, int n)
 	TPC_FAILPOINT("C1.after");
 }
 
-/* Raise for the first participant that refused. */
+/*
+ * raise_refusal: raise for the first participant that refused, if the entry
+ * is still there.  hint: instead of the participant's, or NULL.
+ */
 static void
-raise_refusal(void)
+raise_refusal(TpcNode *node, const TpcGlobalId *id, const char *hint)
 {
-	TpcTxn	   *txn = current.txn;
-	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
-	char		node[TPC_NODE_SIZE] = "";
+	TpcTxn	   *txn;
+	char		name[TPC_NODE_SIZE] = "";
 	bool		returned = false;
 	char	   *reason = NULL;
 	uint32		reason_len = 0;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
-	/* Room for the largest reason there can be, before taking the lock. */
 	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
-	for (int i = 0; i < txn->nparticipants; i++)
+	txn = tpc_txn_find(node->dbid, &id->gtid);
+	for (int i = 0; txn != NULL && i < txn->nparticipants; i++)
 	{
-		if (parts[i].vote == TPC_PART_NO || parts[i].vote == TPC_PART_RETURNED)
+		TpcParticipant *part = (TpcParticipant *)
+			dsa_get_address(tpc_area(), txn->participants) + i;
+
+		if (part->dropped || (part->vote != TPC_PART_NO &&
+							  part->vote != TPC_PART_RETURNED))
+			continue;
+		strlcpy(name, part->node, sizeof(name));
+		returned = part->vote == TPC_PART_RETURNED;
+		if (DsaPointerIsValid(part->reason))
 		{
-			strlcpy(node, parts[i].node, sizeof(node));
-			returned = parts[i].vote == TPC_PART_RETURNED;
-			reason_len = parts[i].reason_len;
-			if (DsaPointerIsValid(parts[i].reason))
-				reason = dsa_get_address(tpc_area(), parts[i].reason);
-			break;
+			reason_len = part->reason_len;
+			reason = palloc(Max(reason_len, 1));
+			memcpy(reason, dsa_get_address(tpc_area(), part->reason),
+				   reason_len);
 		}
+		break;
 	}
 	LWLockRelease(&tpc_shared->txns);
+	if (name[0] == '\0')
+		return;
 
-	/* Only the messenger frees the reason, after our abort. */
-	tpc_gtid_to_text(&current.id, gtid);
+	tpc_gtid_to_text(id, gtid);
 	if (returned)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("node \"%s\" is not known to the broker", node),
+				 errmsg("node \"%s\" is not known to the broker", name),
+				 hint == NULL ?
 				 errdetail("Transaction %s has been rolled back on all nodes.",
-						   gtid),
-				 errhint("A node is known once it has been attached with tpc_amqp.attach().")));
-	tpc_report_remote_error(node, gtid, reason, reason_len);
+						   gtid) : 0,
+				 errhint("%s", hint != NULL ? hint :
+						 "A node is known once it has been attached with tpc_amqp.attach().")));
+	tpc_report_remote_error(name, gtid, reason, reason_len, hint);
 }
 
 /* The nodes whose vote is missing, for an error message. */
 static char *
-missing_votes(void)
+missing_votes(TpcNode *node, const TpcGlobalId *id)
 {
-	TpcTxn	   *txn = current.txn;
-	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
+	TpcTxn	   *txn;
+	TpcParticipant *parts = NULL;
 	StringInfoData names;
 
 	initStringInfo(&names);
-	for (int i = 0; i < txn->nparticipants; i++)
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	txn = tpc_txn_find(node->dbid, &id->gtid);
+	if (txn != NULL && DsaPointerIsValid(txn->participants))
+		parts = dsa_get_address(tpc_area(), txn->participants);
+	for (int i = 0; parts != NULL && i < txn->nparticipants; i++)
 	{
-		if (parts[i].vote == TPC_PART_WAITING)
+		if (parts[i].vote == TPC_PART_WAITING && !parts[i].dropped)
 			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
 							 parts[i].node);
 	}
+	LWLockRelease(&tpc_shared->txns);
 	return names.data;
+}
+
+/*
+ * votes_are_final: whether no vote can change any more.  An application may
+ * take back that of a branch it prepared, until the coordinator goes by it.
+ */
+static bool
+votes_are_final(TpcTxn *txn)
+{
+	bool		final;
+
+	if (current.enlisted == NIL)
+		return true;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	final = txn->nrefused == 0 && txn->nvotes == txn->nexpected;
+	txn->votes_final = final;
+	LWLockRelease(&tpc_shared->txns);
+	return final;
 }
 
 /*
@@ -520,8 +738,8 @@ wait_for_votes(TimestampTz deadline)
 		LWLockRelease(&tpc_shared->txns);
 
 		if (nrefused > 0)
-			raise_refusal();
-		if (nvotes == txn->nparticipants)
+			raise_refusal(current.node, &current.id, NULL);
+		if (nvotes == txn->nexpected && votes_are_final(txn))
 			break;
 
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
@@ -534,7 +752,8 @@ wait_for_votes(TimestampTz deadline)
 			ereport(ERROR,
 					(errcode(ERRCODE_TRANSACTION_ROLLBACK),
 					 errmsg("no vote from node %s within %d ms",
-							missing_votes(), txn->timeout_ms),
+							missing_votes(current.node, &current.id),
+							txn->timeout_ms),
 					 errdetail("Transaction %s has been rolled back on all nodes.",
 							   gtid),
 					 errhint("The transaction can be retried. If this persists, check that the node is running and connected, or increase \"tpc_amqp.prepare_timeout\".")));
@@ -555,23 +774,89 @@ wait_for_votes(TimestampTz deadline)
 	TPC_FAILPOINT("C2.after");
 }
 
-/* The participants that have a second phase, and the users that voted. */
+/*
+ * tpc_txn_wait_for_votes: before COMMIT PREPARED, step Q2: wait until all
+ * participants of a prepared transaction of this node have voted yes.  Raises
+ * for a no, after prepare_timeout, and when interrupted; the transaction
+ * stays prepared then.  False if there is no such entry.
+ */
+bool
+tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
+{
+	TimestampTz deadline;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	static const char *const hint =
+	"ROLLBACK PREPARED rolls it back on all nodes.";
+
+	(void) tpc_area();
+	tpc_gtid_to_text(id, gtid);
+	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										   tpc_prepare_timeout);
+	for (;;)
+	{
+		TpcTxn	   *txn;
+		bool		refused = false;
+		bool		complete = false;
+		long		left;
+
+		ResetLatch(MyLatch);
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+											   deadline);
+		LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+		txn = tpc_txn_find(node->dbid, &id->gtid);
+		if (txn != NULL && txn->state == TPC_TXN_PREPARED)
+		{
+			refused = txn->nrefused > 0;
+			complete = !refused && txn->nvotes == txn->nexpected;
+		}
+		LWLockRelease(&tpc_shared->txns);
+
+		if (refused)
+			raise_refusal(node, id, hint);
+		if (complete)
+			return true;
+		if (txn == NULL)
+			return false;
+		if (left <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("no vote from node %s within %d ms",
+							missing_votes(node, id), tpc_prepare_timeout),
+					 errdetail("Transaction %s is still prepared.", gtid),
+					 errhint("COMMIT PREPARED can be tried again. %s", hint)));
+		/* Nobody wakes us: any number of sessions may ask at a time. */
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, 10),
+						 tpc_wait_event(&wait_event_vote, "TpcAmqpVotes"));
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * second_phase: the participants that have one, and the users that voted:
+ * those that voted yes, or (if votes are still out, and none may be read-only)
+ * all, with "" for the user of one that has not voted.
+ */
 static int
-yes_voters(char **names, char **users)
+second_phase(char **names, char **users, bool *enlisted, bool all)
 {
 	TpcTxn	   *txn = current.txn;
 	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
 	int			n = 0;
 
-	/* Votes are final once all are in, so no lock. */
+	/* Copies: while votes are out, the messenger is at it. */
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
-		if (parts[i].vote == TPC_PART_YES)
+		if (!parts[i].dropped && (all || parts[i].vote == TPC_PART_YES))
 		{
-			users[n] = parts[i].user_id;
+			strcpy(users[n], parts[i].user_id);
+			enlisted[n] = parts[i].enlisted;
 			names[n++] = parts[i].node;
 		}
 	}
+	LWLockRelease(&tpc_shared->txns);
 	return n;
 }
 
@@ -585,41 +870,49 @@ record_shown(void)
 	if (!current.shown)
 		return;
 	ForceSyncCommit();
-	tpc_decision_insert(&current.id.gtid, NULL, NULL, 0);
+	tpc_decision_insert(&current.id.gtid, NULL, NULL, 0, NULL, NULL);
 }
 
 /*
- * pre_commit: steps C1 to C3.  An error here rolls back everywhere.
+ * tpc_txn_make_synchronous: what the transaction writes last is a promise or
+ * a decision: it must be on disk before anybody hears of it, and on the
+ * synchronous standbys, if there are any.
  */
-static void
-pre_commit(void)
+void
+tpc_txn_make_synchronous(void)
 {
-	char	  **names;
-	char	  **users;
-	int			n;
-	TimestampTz deadline;
-	bool		timed;
-
-	if (current.txn == NULL)
-		return;
-	if (current.calls == NIL)
-	{
-		record_shown();
-		return;
-	}
-
-	/*
-	 * The decision is the commit record: it must be on disk before C5, and on
-	 * the synchronous standbys, if there are any.
-	 */
 	ForceSyncCommit();
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
 		(void) set_config_option("synchronous_commit", "on", PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
 								 false);
+}
+
+/*
+ * gather: steps C1 to C3.  An error here rolls back everywhere.  gid: of the
+ * PREPARE TRANSACTION that follows, or NULL.
+ */
+static void
+gather(const char *gid)
+{
+	char	  **names;
+	char	  **users;
+	bool	   *enlisted;
+	int			n;
+	TimestampTz deadline;
+	bool		timed;
+	bool		wait;
+
+	tpc_txn_make_synchronous();
 
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 										   tpc_prepare_timeout);
+	/* A branch has to answer while its coordinator still listens. */
+	if (branch_deadline != 0 && branch_deadline < deadline)
+		deadline = branch_deadline;
+	/* Nor can it promise what its own participants have not. */
+	wait = gid == NULL || tpc_prepare_wait || tpc_join_pending() ||
+		branch_deadline != 0;
 	n = participant_names(&names);
 
 	/* The server has stopped this clock before the transaction commits. */
@@ -627,23 +920,127 @@ pre_commit(void)
 	if (timed)
 		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 	wait_for_link(deadline);
-	hand_over(names, n);
-
-	wait_for_votes(deadline);
+	hand_over(names, n, deadline, !wait);
+	if (wait)
+		wait_for_votes(deadline);
+	current.votes_known = wait;
 	if (timed)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 
 	/* Those that voted read-only are finished, and no part of the record. */
+	n = current.txn->nparticipants;
+	names = palloc(sizeof(char *) * n);
 	users = palloc(sizeof(char *) * n);
-	n = yes_voters(names, users);
+	for (int i = 0; i < n; i++)
+		users[i] = palloc(TPC_USER_MAXLEN + 1);
+	enlisted = palloc(sizeof(bool) * n);
+	n = second_phase(names, users, enlisted, !wait);
 	TPC_FAILPOINT("C3.before");
-	tpc_decision_insert(&current.id.gtid, names, users, n);
+	tpc_decision_insert(&current.id.gtid, names, users, n, gid, enlisted);
 	TPC_FAILPOINT("C3.after");
+}
 
+static void
+pre_commit(void)
+{
+	tpc_join_at_pre_commit();
+	if (current.txn == NULL)
+		return;
+	if (!tpc_txn_has_calls())
+	{
+		record_shown();
+		return;
+	}
+	gather(NULL);
 	current.wait_applied = tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED &&
 		tpc_apply_timeout > 0;
 	current.apply_timeout = tpc_apply_timeout;
 	TPC_FAILPOINT("C4.before");
+}
+
+/*
+ * pre_prepare: as pre_commit, and claim the GID for what rides in the
+ * prepared transaction: our decision, a branch that was joined, or both.
+ */
+static void
+pre_prepare(void)
+{
+	TpcGid		claim;
+
+	if (tpc_node_xact_pending())
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
+
+	memset(&claim, 0, sizeof(claim));
+	if (tpc_branch_gid_parse(prepare_gid, NULL, &claim.branch))
+	{
+		if (branch_deadline == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_RESERVED_NAME),
+					 errmsg("transaction identifier \"%s\" is reserved",
+							prepare_gid),
+					 errdetail("Identifiers of this form are those of branches that run handlers.")));
+		claim.has_branch = true;
+	}
+	if (tpc_txn_has_calls())
+	{
+		gather(prepare_gid);
+		claim.has_txn = true;
+		claim.txn = current.id.gtid;
+		claim.votes_known = current.votes_known;
+	}
+	else if (current.txn != NULL)
+		record_shown();
+	if (tpc_join_pending())
+	{
+		tpc_join_at_pre_prepare(prepare_gid, &claim.branch);
+		claim.has_branch = true;
+	}
+	if (claim.has_txn || tpc_join_pending())
+	{
+		strlcpy(claim.key.gid, prepare_gid, sizeof(claim.key.gid));
+		claim.owner = GetUserId();
+		tpc_gid_claim(&claim);
+		gid_claimed = true;
+	}
+	TPC_FAILPOINT("Q1.before");
+}
+
+/*
+ * at_prepare: PREPARE TRANSACTION is durable.  Must not raise: that would
+ * destroy what was promised.  The GID first, so that nobody who hears of the
+ * transaction takes it for somebody else's.
+ */
+static void
+at_prepare(void)
+{
+	TpcTxn	   *txn = current.txn;
+
+	TPC_FAILPOINT("Q1.after");
+	if (gid_claimed)
+		tpc_gid_set_prepared(prepare_gid);
+	tpc_join_at_prepare();
+	if (txn == NULL)
+		return;
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	if (!current.handed)
+		tpc_txn_remove(txn);
+	else if (!tpc_txn_has_calls())
+	{
+		/* all were enlisted in savepoints that rolled back */
+		txn->state = TPC_TXN_ABORTED;
+		txn->waiter = NULL;
+		tpc_txn_queue(current.node, txn);
+	}
+	else
+	{
+		txn->state = TPC_TXN_PREPARED;
+		txn->waiter = NULL;
+		txn->pid = 0;
+	}
+	LWLockRelease(&tpc_shared->txns);
+	current.txn = NULL;
 }
 
 /*
@@ -685,6 +1082,9 @@ at_abort(void)
 {
 	TpcTxn	   *txn = current.txn;
 
+	if (gid_claimed)
+		tpc_gid_drop(prepare_gid);
+	tpc_join_at_abort();
 	if (txn == NULL)
 		return;
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
@@ -703,9 +1103,8 @@ at_abort(void)
 
 /* Who has yet to apply it, into missing_names.  Allocates nothing. */
 static void
-collect_missing(void)
+collect_missing(TpcTxn *txn)
 {
-	TpcTxn	   *txn = current.txn;
 	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
 	size_t		len = 0;
 
@@ -722,16 +1121,15 @@ collect_missing(void)
 }
 
 /*
- * wait_applied: step C6.  Wait until all have acknowledged, for at most
- * apply_timeout.  Interrupts are held; must not raise.
+ * tpc_txn_wait_applied: step C6.  Wait until all have acknowledged, for at
+ * most timeout_ms, and let go of the entry, whose waiter this process is.
+ * The caller holds interrupts; never raises.
  */
-static void
-wait_applied(void)
+void
+tpc_txn_wait_applied(TpcNode *node, TpcTxn *txn, int timeout_ms)
 {
-	TpcTxn	   *txn = current.txn;
 	TimestampTz start = GetCurrentTimestamp();
-	TimestampTz end = TimestampTzPlusMilliseconds(start,
-												  current.apply_timeout);
+	TimestampTz end = TimestampTzPlusMilliseconds(start, timeout_ms);
 
 	TPC_FAILPOINT("C6.before");
 	for (;;)
@@ -756,7 +1154,7 @@ wait_applied(void)
 
 		if (ProcDiePending)
 		{
-			collect_missing();
+			collect_missing(txn);
 			ereport(WARNING,
 					(errcode(ERRCODE_ADMIN_SHUTDOWN),
 					 errmsg("canceling the wait for participants and terminating connection due to administrator command"),
@@ -768,7 +1166,7 @@ wait_applied(void)
 		if (QueryCancelPending)
 		{
 			QueryCancelPending = false;
-			collect_missing();
+			collect_missing(txn);
 			ereport(WARNING,
 					(errmsg("canceling wait for participants due to user request"),
 					 errdetail("The transaction has already committed on all nodes, but %s might not have applied it yet.",
@@ -778,10 +1176,10 @@ wait_applied(void)
 		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 		if (left <= 0)
 		{
-			collect_missing();
+			collect_missing(txn);
 			ereport(WARNING,
 					(errmsg("node %s has not applied the transaction within %d ms",
-							missing_names, current.apply_timeout),
+							missing_names, timeout_ms),
 					 errdetail("The transaction has already committed; it will be applied there once the node can be reached.")));
 			break;
 		}
@@ -797,13 +1195,13 @@ wait_applied(void)
 		}
 	}
 
-	tpc_node_count(current.node, TPC_STAT_APPLY_WAIT_US,
+	tpc_node_count(node, TPC_STAT_APPLY_WAIT_US,
 				   GetCurrentTimestamp() - start);
 
-	/* Let go of the entry; the messenger frees it when all is done. */
+	/* The messenger frees it when all is done. */
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	txn->waiter = NULL;
-	tpc_txn_queue(current.node, txn);
+	tpc_txn_queue(node, txn);
 	LWLockRelease(&tpc_shared->txns);
 	TPC_FAILPOINT("C6.after");
 }
@@ -823,6 +1221,8 @@ xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_COMMIT:
 			at_commit();
+			tpc_join_at_commit();
+			tpc_operate_at_eoxact(true);
 			tpc_node_at_eoxact(true);
 			if (current.txn == NULL || !current.wait_applied)
 				current_reset();
@@ -830,25 +1230,18 @@ xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_ABORT:
 			at_abort();
+			tpc_operate_at_eoxact(false);
 			tpc_node_at_eoxact(false);
 			current_reset();
 			break;
 
 		case XACT_EVENT_PRE_PREPARE:
-			if (current.calls != NIL)
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has called other nodes")));
-			if (tpc_node_xact_pending())
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
-			if (current.txn != NULL)
-				record_shown();
+			pre_prepare();
 			break;
 
 		case XACT_EVENT_PREPARE:
-			at_commit();
+			at_prepare();
+			tpc_operate_at_eoxact(false);
 			current_reset();
 			break;
 
@@ -869,7 +1262,8 @@ resource_callback(ResourceReleasePhase phase, bool isCommit, bool isTopLevel,
 		!isTopLevel || !isCommit)
 		return;
 	if (current.txn != NULL && current.wait_applied)
-		wait_applied();
+		tpc_txn_wait_applied(current.node, current.txn,
+							 current.apply_timeout);
 	current_reset();
 }
 
@@ -893,6 +1287,14 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				if (call->subid == mySubid)
 					call->subid = parentSubid;
 			}
+			foreach(lc, current.enlisted)
+			{
+				Enlisted   *enlisted = lfirst(lc);
+
+				if (enlisted->subid == mySubid)
+					enlisted->subid = parentSubid;
+			}
+			tpc_join_at_subxact(true, mySubid, parentSubid);
 			tpc_node_at_subxact(true, mySubid, parentSubid);
 			break;
 
@@ -904,6 +1306,17 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				if (call->subid == mySubid)
 					current.calls = foreach_delete_current(current.calls, lc);
 			}
+			foreach(lc, current.enlisted)
+			{
+				Enlisted   *enlisted = lfirst(lc);
+
+				if (enlisted->subid != mySubid)
+					continue;
+				drop_enlisted(enlisted);
+				current.enlisted = foreach_delete_current(current.enlisted,
+														  lc);
+			}
+			tpc_join_at_subxact(false, mySubid, parentSubid);
 			tpc_node_at_subxact(false, mySubid, parentSubid);
 			break;
 

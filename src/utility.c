@@ -1,7 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * utility.c
- *	  Commands that need the workers out of the way.
+ *	  Commands that concern us.
+ *
+ * PREPARE TRANSACTION, COMMIT PREPARED and ROLLBACK PREPARED may be part of
+ * global transactions (prepared.c).
  *
  * DROP DATABASE and its like demand that nobody is connected, and DROP
  * EXTENSION needs locks on tables the workers use; so the workers are asked
@@ -27,7 +30,9 @@
 #include "compat.h"
 #include "decision.h"
 #include "node.h"
+#include "prepared.h"
 #include "shmem.h"
+#include "txn.h"
 #include "utility.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
@@ -135,6 +140,27 @@ wait_until_acknowledged(void)
 }
 
 /*
+ * Prepared transactions with rows of ours that their GID does not tell:
+ * joined branches, and transactions of this node as coordinator.
+ */
+static int
+prepared_otherwise(void)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, tpc_gid_gather(NULL))
+	{
+		TpcGid	   *entry = lfirst(lc);
+
+		if (entry->state == TPC_GID_PREPARED &&
+			!tpc_branch_gid_is_ours(entry->key.gid))
+			n++;
+	}
+	return n;
+}
+
+/*
  * before_drop_extension: refuse while branches are in doubt, for nothing
  * could finish them then; else end being a node.
  */
@@ -150,7 +176,7 @@ before_drop_extension(void)
 	 * those of a node that has been detached.
 	 */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	in_doubt = list_length(tpc_branch_prepared(NULL));
+	in_doubt = list_length(tpc_branch_prepared(NULL)) + prepared_otherwise();
 	PopActiveSnapshot();
 	if (in_doubt > 0)
 		ereport(ERROR,
@@ -173,6 +199,31 @@ before_drop_extension(void)
 	tpc_node_stop_workers(MyDatabaseId, "drop extension tpc_amqp");
 }
 
+/*
+ * prepared_statement: PREPARE TRANSACTION, COMMIT PREPARED and ROLLBACK
+ * PREPARED; others' pass through.
+ */
+static TpcFinish
+prepared_statement(TransactionStmt *stmt, ProcessUtilityContext context)
+{
+	switch (stmt->kind)
+	{
+		case TRANS_STMT_PREPARE:
+			if (tpc_xact_pending)
+				tpc_txn_set_gid(stmt->gid);
+			return TPC_FINISH_PASS;
+
+		case TRANS_STMT_COMMIT_PREPARED:
+		case TRANS_STMT_ROLLBACK_PREPARED:
+			return tpc_prepared_before(stmt->gid,
+									   stmt->kind == TRANS_STMT_COMMIT_PREPARED,
+									   context == PROCESS_UTILITY_TOPLEVEL);
+
+		default:
+			return TPC_FINISH_PASS;
+	}
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *queryString,
 				bool readOnlyTree, ProcessUtilityContext context,
@@ -182,6 +233,14 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	Node	   *parsetree = pstmt->utilityStmt;
 	const char *action = NULL;
 	const char *dbname = affected_database(parsetree, &action);
+	TpcFinish	finish = TPC_FINISH_PASS;
+
+	if (IsA(parsetree, TransactionStmt))
+	{
+		finish = prepared_statement((TransactionStmt *) parsetree, context);
+		if (finish == TPC_FINISH_DONE)
+			return;
+	}
 
 	/* Workers stopped here come back when the transaction ends. */
 	if (dbname != NULL)
@@ -203,6 +262,13 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
 
+	if (finish == TPC_FINISH_OURS)
+	{
+		TransactionStmt *stmt = (TransactionStmt *) parsetree;
+
+		tpc_prepared_after(stmt->gid,
+						   stmt->kind == TRANS_STMT_COMMIT_PREPARED);
+	}
 	if (IsA(parsetree, DropdbStmt))
 		tpc_node_paused_is_dropped();
 }

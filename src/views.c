@@ -27,6 +27,8 @@
 
 #include "branch.h"
 #include "compat.h"
+#include "gid.h"
+#include "message.h"
 #include "node.h"
 #include "shmem.h"
 
@@ -194,6 +196,8 @@ txn_state_name(TpcTxnState state)
 			return "active";
 		case TPC_TXN_PREPARING:
 			return "preparing";
+		case TPC_TXN_PREPARED:
+			return "prepared";
 		case TPC_TXN_COMMITTED:
 			return "committed";
 		case TPC_TXN_ABORTED:
@@ -206,9 +210,12 @@ txn_state_name(TpcTxnState state)
 static bool
 is_missing(const TpcTxn *txn, const TpcParticipant *part)
 {
+	if (part->dropped)
+		return false;
 	switch (txn->state)
 	{
 		case TPC_TXN_PREPARING:
+		case TPC_TXN_PREPARED:
 			return part->vote == TPC_PART_WAITING;
 		case TPC_TXN_COMMITTED:
 			return part->vote != TPC_PART_READ_ONLY && !part->acked;
@@ -331,6 +338,163 @@ tpc_live_transactions(PG_FUNCTION_ARGS)
 		put_row(fcinfo, values, nulls);
 	}
 
+	return (Datum) 0;
+}
+
+/* A participant, copied. */
+typedef struct ParticipantRow
+{
+	TpcGtid		gtid;
+	TpcParticipant part;
+	char	   *reason;			/* body of a no-vote, or NULL */
+} ParticipantRow;
+
+static const char *
+vote_name(TpcVoteState vote)
+{
+	switch (vote)
+	{
+		case TPC_PART_WAITING:
+			return "waiting";
+		case TPC_PART_YES:
+			return "yes";
+		case TPC_PART_READ_ONLY:
+			return "read-only";
+		case TPC_PART_NO:
+			return "no";
+		case TPC_PART_RETURNED:
+			return "unknown node";
+	}
+	return "unknown";
+}
+
+/* Those of this database's transactions, as ParticipantRow *. */
+static List *
+copy_participants(void)
+{
+	dsa_area   *area = tpc_area();
+	List	   *result = NIL;
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		TpcParticipant *parts;
+
+		if (txn->key.dbid != MyDatabaseId ||
+			!DsaPointerIsValid(txn->participants))
+			continue;
+		parts = dsa_get_address(area, txn->participants);
+		for (int i = 0; i < txn->nparticipants; i++)
+		{
+			ParticipantRow *row;
+
+			if (parts[i].dropped)
+				continue;
+			row = palloc0(sizeof(ParticipantRow));
+			row->gtid = txn->key.gtid;
+			row->part = parts[i];
+			if (DsaPointerIsValid(parts[i].reason))
+				row->reason = pnstrdup(dsa_get_address(area, parts[i].reason),
+									   parts[i].reason_len);
+			result = lappend(result, row);
+		}
+	}
+	LWLockRelease(&tpc_shared->txns);
+	return result;
+}
+
+static int
+compare_participants(const ListCell *a, const ListCell *b)
+{
+	const ParticipantRow *row_a = lfirst(a);
+	const ParticipantRow *row_b = lfirst(b);
+	int			result = tpc_gtid_compare(&row_a->gtid, &row_b->gtid);
+
+	return result != 0 ? result :
+		strcmp(row_a->part.node, row_b->part.node);
+}
+
+/* The GID of a coordinator's own prepared transaction, or NULL. */
+static const char *
+gid_of(List *gids, const TpcGtid *gtid)
+{
+	ListCell   *lc;
+
+	foreach(lc, gids)
+	{
+		TpcGid	   *entry = lfirst(lc);
+
+		if (entry->has_txn && tpc_gtid_compare(&entry->txn, gtid) == 0)
+			return entry->key.gid;
+	}
+	return NULL;
+}
+
+/*
+ * tpc_live_participants() returns setof record: the participants of the
+ * transactions this node coordinates and has in memory, and their votes.
+ */
+PG_FUNCTION_INFO_V1(tpc_live_participants);
+Datum
+tpc_live_participants(PG_FUNCTION_ARGS)
+{
+	TpcLocalNode local;
+	TpcGlobalId id;
+	List	   *rows;
+	List	   *gids;
+	ListCell   *lc;
+
+	tpc_shmem_require();
+	InitMaterializedSRF(fcinfo, 0);
+	if (!tpc_local_node_read(&local))
+		return (Datum) 0;
+	memset(&id, 0, sizeof(id));
+	strlcpy(id.coordinator, local.name, sizeof(id.coordinator));
+
+	rows = copy_participants();
+	gids = tpc_gid_list(TPC_GID_PREPARED);
+	list_sort(rows, compare_participants);
+	foreach(lc, rows)
+	{
+		ParticipantRow *row = lfirst(lc);
+		char		gtid[TPC_GTID_TEXT_SIZE];
+		const char *gid = gid_of(gids, &row->gtid);
+		TpcMessage	msg;
+		const char *why;
+		bool		says_why;
+		Datum		values[8];
+		bool		nulls[8] = {false};
+		int			i = 0;
+
+		memset(&msg, 0, sizeof(msg));
+		msg.type = TPC_MSG_VOTE;
+		says_why = row->reason != NULL &&
+			tpc_message_decode_body(row->reason, strlen(row->reason), &msg,
+									&why) && msg.error.message != NULL;
+
+		id.gtid = row->gtid;
+		tpc_gtid_to_text(&id, gtid);
+		values[i++] = CStringGetTextDatum(gtid);
+		nulls[i] = gid == NULL;
+		values[i++] = gid != NULL ? CStringGetTextDatum(gid) : (Datum) 0;
+		values[i++] = CStringGetTextDatum(row->part.node);
+		values[i++] = CStringGetTextDatum(row->part.enlisted ? "enlisted" :
+										  "called");
+		values[i++] = CStringGetTextDatum(vote_name(row->part.vote));
+		nulls[i] = !says_why;
+		values[i++] = says_why ? CStringGetTextDatum(msg.error.sqlstate) :
+			(Datum) 0;
+		nulls[i] = !says_why;
+		values[i++] = says_why ?
+			CStringGetTextDatum(pg_any_to_server(msg.error.message,
+												 strlen(msg.error.message),
+												 PG_UTF8)) : (Datum) 0;
+		values[i++] = BoolGetDatum(row->part.acked);
+		put_row(fcinfo, values, nulls);
+	}
 	return (Datum) 0;
 }
 
@@ -488,7 +652,8 @@ tpc_live_branches(PG_FUNCTION_ARGS)
 	 * rather than not at all.
 	 */
 	rows = copy_jobs();
-	foreach(lc, tpc_branch_prepared(local.name))
+	foreach(lc, list_concat(tpc_branch_prepared(local.name),
+							tpc_gid_joined()))
 	{
 		TpcPreparedBranch *branch = lfirst(lc);
 		BranchRow  *row = palloc0(sizeof(BranchRow));

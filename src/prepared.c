@@ -1,0 +1,408 @@
+/*-------------------------------------------------------------------------
+ *
+ * prepared.c
+ *	  Finishing prepared transactions that belong to global ones.
+ *
+ * COMMIT PREPARED and ROLLBACK PREPARED as a session gives them.  Three kinds
+ * of prepared transactions are ours:
+ *
+ * - A coordinator's own.  Its COMMIT PREPARED is the decision (Q3): the row
+ *   of table decision that rides in it becomes visible.  Before that, missing
+ *   votes are awaited (Q2); afterwards the participants are told (Q4), as
+ *   after a plain COMMIT.  Should the session die before Q4, the lead tells
+ *   them (housekeeper.c).
+ * - A joined branch.  The application may finish it, but never against the
+ *   decision: so its statement asks the coordinator (J3), whose own prepared
+ *   transaction is finished as asked if it is still undecided, and waits until
+ *   the decision has been carried out here.  So databases can be told to
+ *   commit in any order, and the first one that is told decides for all.
+ * - A branch that runs handlers.  A session has no business with it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "branch.h"
+#include "compat.h"
+#include "failpoint.h"
+#include "message.h"
+#include "node.h"
+#include "prepared.h"
+#include "resolve_worker.h"
+#include "settings.h"
+#include "txn.h"
+
+/* A request may be lost; it is repeated this often. */
+#define REQUEST_INTERVAL_MS 1000
+
+/* What tpc_prepared_before() let pass, for tpc_prepared_after(). */
+static TpcGid finishing;
+
+static uint32 wait_event_decision = 0;
+
+/* The node of this database, if it is attached. */
+static TpcNode *
+attached_node(void)
+{
+	TpcNode    *node;
+
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	node = tpc_node_find(MyDatabaseId);
+	if (node != NULL && node->state != TPC_NODE_ATTACHED)
+		node = NULL;
+	LWLockRelease(&tpc_shared->control);
+	return node;
+}
+
+static bool
+still_exists(const char *gid)
+{
+	bool		exists;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	exists = tpc_branch_gid_exists(gid);
+	PopActiveSnapshot();
+	return exists;
+}
+
+/* The global transaction an entry belongs to: that which decides over it. */
+static void
+entry_gtid(TpcNode *node, const TpcGid *entry, char text[TPC_GTID_TEXT_SIZE])
+{
+	TpcGlobalId id;
+
+	memset(&id, 0, sizeof(id));
+	if (entry->has_branch)
+		id = entry->branch;
+	else
+	{
+		strlcpy(id.coordinator, node->name, sizeof(id.coordinator));
+		id.gtid = entry->txn;
+	}
+	tpc_gtid_to_text(&id, text);
+}
+
+/* It was finished before: fine if as asked, an error if not. */
+static void
+report_finished(TpcNode *node, const TpcGid *entry, bool commit)
+{
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	bool		committed = entry->state == TPC_GID_COMMITTED;
+
+	entry_gtid(node, entry, gtid);
+	if (committed == commit)
+	{
+		ereport(NOTICE,
+				(errmsg(committed ?
+						"prepared transaction \"%s\" has been committed already" :
+						"prepared transaction \"%s\" has been rolled back already",
+						entry->key.gid),
+				 errdetail("It is part of global transaction %s.", gtid)));
+		return;
+	}
+	ereport(ERROR,
+			(errcode(committed ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+					 ERRCODE_TRANSACTION_ROLLBACK),
+			 errmsg(committed ?
+					"prepared transaction \"%s\" has been committed" :
+					"prepared transaction \"%s\" has been rolled back",
+					entry->key.gid),
+			 errdetail("It is part of global transaction %s, which was decided so.",
+					   gtid)));
+}
+
+/* J3: ask the coordinator of a joined branch. */
+static void
+send_request(TpcNode *node, const TpcGlobalId *id, bool commit)
+{
+	TpcMessage	msg;
+
+	memset(&msg, 0, sizeof(msg));
+	msg.type = TPC_MSG_REQUEST;
+	msg.id = *id;
+	msg.wants_commit = commit;
+	tpc_resolve_send(node, &msg, id->coordinator, false, NULL);
+}
+
+/*
+ * finish_joined: ask for it and wait until it has been carried out, for
+ * prepare_timeout at most.  Raises if it was decided otherwise, or not.
+ */
+static void
+finish_joined(TpcNode *node, const TpcGid *entry, bool commit)
+{
+	TpcGid		now = *entry;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	TimestampTz deadline;
+	TimestampTz next = 0;
+
+	entry_gtid(node, entry, gtid);
+	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										   tpc_prepare_timeout);
+	ConditionVariablePrepareToSleep(&tpc_shared->gid_changed);
+	for (;;)
+	{
+		TimestampTz t = GetCurrentTimestamp();
+		long		left;
+
+		if (!tpc_gid_lookup(entry->key.gid, &now) ||
+			now.state != TPC_GID_PREPARED)
+			break;
+		left = TimestampDifferenceMilliseconds(t, deadline);
+		if (left <= 0)
+			break;
+		if (t >= next)
+		{
+			TPC_FAILPOINT("J3.before");
+			send_request(node, &entry->branch, commit);
+			TPC_FAILPOINT("J3.after");
+			next = TimestampTzPlusMilliseconds(t, REQUEST_INTERVAL_MS);
+		}
+		(void) ConditionVariableTimedSleep(&tpc_shared->gid_changed,
+										   Min(left, REQUEST_INTERVAL_MS),
+										   tpc_wait_event(&wait_event_decision,
+														  "TpcAmqpDecision"));
+	}
+	ConditionVariableCancelSleep();
+
+	if (now.state == TPC_GID_PREPARED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" has not decided transaction %s within %d ms",
+						entry->branch.coordinator, gtid, tpc_prepare_timeout),
+				 errdetail("Prepared transaction \"%s\" is a branch of it, and will end as it does.",
+						   entry->key.gid),
+				 errhint("End the transaction on node \"%s\" first.  If that node is gone for good, tpc_amqp.force() goes on without it, at the risk that the databases end differently.",
+						 entry->branch.coordinator)));
+	if ((now.state == TPC_GID_COMMITTED) != commit)
+		report_finished(node, &now, commit);
+}
+
+/* A branch that runs handlers is not for a session to finish. */
+static void
+refuse_if_branch(const char *gid, bool commit)
+{
+	TpcGlobalId id;
+	TpcNode    *node = attached_node();
+	char		gtid[TPC_GTID_TEXT_SIZE];
+
+	if (node == NULL || !tpc_branch_gid_parse(gid, node->name, &id) ||
+		!still_exists(gid))
+		return;
+	tpc_gtid_to_text(&id, gtid);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("prepared transaction \"%s\" is a branch in doubt", gid),
+			 errdetail("Node \"%s\" decides over it; normally it does so by itself.",
+					   id.coordinator),
+			 errhint("If that node is gone for good: SELECT tpc_amqp.force('%s', '%s'), at the risk that the databases end differently.",
+					 gtid, commit ? "commit" : "rollback")));
+}
+
+/*
+ * tpc_prepared_before: a session wants to finish a prepared transaction.
+ * Says what is to be done; raises if it cannot be finished so, or not yet.
+ */
+TpcFinish
+tpc_prepared_before(const char *gid, bool commit, bool top_level)
+{
+	TpcGid		entry;
+	TpcNode    *node;
+	TpcGlobalId id;
+
+	if (tpc_shared == NULL || !IsUnderPostmaster || RecoveryInProgress())
+		return TPC_FINISH_PASS;
+	if (!tpc_gid_lookup(gid, &entry) ||
+		(entry.has_txn && tpc_branch_gid_is_ours(gid)))
+	{
+		if (strncmp(gid, TPC_GID_PREFIX, strlen(TPC_GID_PREFIX)) == 0)
+			refuse_if_branch(gid, commit);
+		return TPC_FINISH_PASS;
+	}
+
+	/* The server says who may do it, and where. */
+	if (entry.state == TPC_GID_PREPARED && !superuser() &&
+		GetUserId() != entry.owner)
+		return TPC_FINISH_PASS;
+	PreventInTransactionBlock(top_level, commit ? "COMMIT PREPARED" :
+							  "ROLLBACK PREPARED");
+
+	node = attached_node();
+	if (node == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("prepared transaction \"%s\" is part of a global transaction, and this node is not running",
+						gid),
+				 errhint("It starts shortly after the server; try again.")));
+
+	switch (entry.state)
+	{
+		case TPC_GID_PREPARING:
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("prepared transaction with identifier \"%s\" is busy",
+							gid)));
+			break;
+
+		case TPC_GID_COMMITTED:
+		case TPC_GID_ABORTED:
+			/* the GID can be in use again, by somebody who is not ours */
+			if (still_exists(gid))
+			{
+				tpc_gid_drop(gid);
+				return TPC_FINISH_PASS;
+			}
+			report_finished(node, &entry, commit);
+			return TPC_FINISH_DONE;
+
+		case TPC_GID_PREPARED:
+			break;
+	}
+
+	/* One that was finished past us: let the server say so. */
+	if (!still_exists(gid))
+		return TPC_FINISH_PASS;
+	if (entry.has_branch)
+	{
+		finish_joined(node, &entry, commit);
+		return TPC_FINISH_DONE;
+	}
+
+	if (commit)
+	{
+		memset(&id, 0, sizeof(id));
+		strlcpy(id.coordinator, node->name, sizeof(id.coordinator));
+		id.gtid = entry.txn;
+		TPC_FAILPOINT("Q2.before");
+		if (!tpc_txn_wait_for_votes(node, &id) && !entry.votes_known)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the votes for prepared transaction \"%s\" are not known",
+							gid),
+					 errhint("Try again in a moment, or use ROLLBACK PREPARED.")));
+		TPC_FAILPOINT("Q2.after");
+		tpc_txn_make_synchronous();
+	}
+	(void) tpc_area();
+	finishing = entry;
+	TPC_FAILPOINT("Q3.before");
+	return TPC_FINISH_OURS;
+}
+
+/*
+ * tpc_prepared_set_decided: step Q4: the entry of a transaction whose own
+ * prepared transaction was finished; the messenger tells the participants.
+ * waiter: who waits for the acknowledgements, or NULL.  parent_ack: the item
+ * that acknowledges the branch it is as well, which goes when those have come.
+ * False if there is no such entry (the rest is the caller's then).  Never
+ * raises.
+ */
+bool
+tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
+						 Latch *waiter, dsa_pointer parent_ack)
+{
+	TpcTxn	   *txn;
+	bool		found;
+	bool		waiting = false;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn = tpc_txn_find(node->dbid, gtid);
+	found = txn != NULL && txn->state == TPC_TXN_PREPARED;
+	if (found)
+	{
+		txn->state = commit ? TPC_TXN_COMMITTED : TPC_TXN_ABORTED;
+		txn->decided_at = GetCurrentTimestamp();
+		txn->waiter = waiter;
+		txn->parent_ack = parent_ack;
+		tpc_txn_queue(node, txn);
+	}
+	else if (txn != NULL && txn->state == TPC_TXN_COMMITTED && commit &&
+			 waiter != NULL && txn->waiter == NULL && !txn->done)
+	{
+		/* the lead was quicker to notice; there still is what to wait for */
+		txn->waiter = waiter;
+		waiting = true;
+	}
+	LWLockRelease(&tpc_shared->txns);
+	if (found)
+	{
+		tpc_wake_messenger(node);
+		if (commit)
+			tpc_node_count(node, TPC_STAT_COMMITS, 1);
+	}
+	return found || waiting;
+}
+
+/*
+ * tpc_prepared_tell: a worker has finished a prepared transaction: tell who
+ * waits for that, and its own participants, if it has some.  Whether
+ * parent_ack was taken over.  Never raises.
+ */
+bool
+tpc_prepared_tell(TpcNode *node, const char *gid, bool commit,
+				  dsa_pointer parent_ack)
+{
+	TpcGid		entry;
+
+	if (!tpc_gid_set_finished(gid, commit, &entry) || !entry.has_txn)
+		return false;
+	if (tpc_prepared_set_decided(node, &entry.txn, commit, NULL, parent_ack))
+		return DsaPointerIsValid(parent_ack);
+
+	/* There was no room for its entry: the lead goes by the table. */
+	pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
+	tpc_wake_lead(node);
+	return false;
+}
+
+/*
+ * tpc_prepared_after: steps Q4 and Q5: a session has finished its
+ * coordinator's transaction, durably; wait as COMMIT does.  Never raises.
+ */
+void
+tpc_prepared_after(const char *gid, bool commit)
+{
+	TpcNode    *node;
+	TpcGid		entry;
+	TpcTxn	   *txn = NULL;
+	bool		wait = commit && tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED &&
+		tpc_apply_timeout > 0;
+
+	HOLD_INTERRUPTS();
+	TPC_FAILPOINT("Q4.before");
+	node = attached_node();
+	if (node != NULL)
+	{
+		(void) tpc_gid_set_finished(gid, commit, &entry);
+		if (finishing.has_txn &&
+			tpc_prepared_set_decided(node, &finishing.txn, commit,
+									 wait ? MyLatch : NULL,
+									 InvalidDsaPointer))
+		{
+			if (wait)
+			{
+				/* it stays, as long as it has a waiter */
+				LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+				txn = tpc_txn_find(node->dbid, &finishing.txn);
+				LWLockRelease(&tpc_shared->txns);
+			}
+		}
+		else
+		{
+			/* the lead goes by the table */
+			pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
+			tpc_wake_lead(node);
+		}
+		TPC_FAILPOINT("Q4.after");
+		if (txn != NULL)
+			tpc_txn_wait_applied(node, txn, tpc_apply_timeout);
+	}
+	RESUME_INTERRUPTS();
+}
