@@ -1,6 +1,6 @@
 --
 -- PREPARE TRANSACTION: that of others passes through; that of a transaction
--- with calls is refused.
+-- with calls gathers votes, and COMMIT PREPARED is its decision.
 --
 \set ECHO none
 \getenv srcdir PG_ABS_SRCDIR
@@ -70,39 +70,131 @@ TRUNCATE regress_prepare.entry;
 --
 -- With calls
 --
+\set VERBOSITY terse
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('committed');
+SELECT tpc_amqp.call('reviews', 'add', '"committed"');
+SELECT tpc_amqp.gtid() AS gtid \gset
+PREPARE TRANSACTION 'regress_prepare 5';
+SELECT tpc_amqp.gtid() IS NULL;
+-- every called node has voted; nothing is visible yet
+SELECT state, participants, votes, missing, pid FROM tpc_amqp.transactions
+WHERE gtid = :'gtid';
+SELECT gid, node, kind, vote, acked FROM tpc_amqp.participants
+WHERE gtid = :'gtid';
+SELECT tpc_amqp.outcome(:'gtid');
+SELECT count(*) FROM regress_prepare.entry;
+-- not inside of a transaction, as without us
+BEGIN;
+COMMIT PREPARED 'regress_prepare 5';
+ROLLBACK;
+-- a GID is used once at a time
+BEGIN;
+SELECT tpc_amqp.call('reviews', 'add', '"duplicate"');
+PREPARE TRANSACTION 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+COMMIT PREPARED 'regress_prepare 5';
+SELECT tpc_amqp.outcome(:'gtid');
+SELECT value FROM regress_prepare.entry;
+-- again: nothing to do, or too late
+COMMIT PREPARED 'regress_prepare 5';
+ROLLBACK PREPARED 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+-- the GID can be used again, by anybody
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('same GID');
+PREPARE TRANSACTION 'regress_prepare 5';
+ROLLBACK PREPARED 'regress_prepare 5';
+ROLLBACK PREPARED 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+SELECT value FROM regress_prepare.entry;
+
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('rolled back');
+SELECT tpc_amqp.call('reviews', 'add', '"rolled back"');
+SELECT tpc_amqp.gtid() AS gtid \gset
+PREPARE TRANSACTION 'regress_prepare 5';
+ROLLBACK PREPARED 'regress_prepare 5';
+SELECT tpc_amqp.outcome(:'gtid') IN ('aborted', 'unknown');
+ROLLBACK PREPARED 'regress_prepare 5';
+COMMIT PREPARED 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+
+-- refused by the node
 BEGIN;
 INSERT INTO regress_prepare.entry VALUES ('refused');
+SELECT tpc_amqp.call('reviews', 'nonesuch', '"refused"');
+PREPARE TRANSACTION 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+BEGIN;
+SELECT tpc_amqp.call('nowhere', 'add', '"refused"');
+PREPARE TRANSACTION 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database();
+-- by the server, after the votes
+BEGIN;
+CREATE TEMP TABLE temporary (a int);
 SELECT tpc_amqp.call('reviews', 'add', '"refused"');
 PREPARE TRANSACTION 'regress_prepare 5';
 \echo :LAST_ERROR_SQLSTATE
-SELECT tpc_amqp.gtid() IS NULL;
-SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database();
-SELECT count(*) FROM regress_prepare.entry;
+-- GIDs of this form are the workers'
+BEGIN;
+SELECT tpc_amqp.call('reviews', 'add', '"refused"');
+PREPARE TRANSACTION 'tpc_amqp:blog/01a2025e-d9cd-81bc-8000-000000000002:reviews';
+\echo :LAST_ERROR_SQLSTATE
+
+-- without waiting for the votes
+SET tpc_amqp.prepare_wait = off;
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('not waiting');
+SELECT tpc_amqp.call('reviews', 'add', '"not waiting"');
+PREPARE TRANSACTION 'regress_prepare 5';
+COMMIT PREPARED 'regress_prepare 5';
+SELECT value FROM regress_prepare.entry ORDER BY value;
+-- a no comes later, and leaves it prepared
+BEGIN;
+INSERT INTO regress_prepare.entry VALUES ('refused');
+SELECT tpc_amqp.call('reviews', 'nonesuch', '"refused"');
+SELECT tpc_amqp.gtid() AS gtid \gset
+PREPARE TRANSACTION 'regress_prepare 5';
+\set VERBOSITY default
+\set SHOW_CONTEXT never
+COMMIT PREPARED 'regress_prepare 5';
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY terse
+SELECT node, kind, vote, sqlstate, message FROM tpc_amqp.participants
+WHERE gtid = :'gtid';
+SELECT gid FROM pg_prepared_xacts WHERE database = current_database();
+ROLLBACK PREPARED 'regress_prepare 5';
+RESET tpc_amqp.prepare_wait;
+
 -- calls that rolled back are none
 BEGIN;
 INSERT INTO regress_prepare.entry VALUES ('no calls');
 SAVEPOINT a;
-SELECT tpc_amqp.call('reviews', 'add', '"rolled back"');
+SELECT tpc_amqp.call('reviews', 'add', '"savepoint"');
 SELECT tpc_amqp.gtid() AS gtid \gset
 ROLLBACK TO a;
 PREPARE TRANSACTION 'regress_prepare 6';
 SELECT tpc_amqp.gtid() IS NULL;
 SELECT count(*) FROM tpc_amqp.transactions WHERE gtid = :'gtid';
+SELECT tpc_amqp.outcome(:'gtid');
 COMMIT PREPARED 'regress_prepare 6';
+SELECT tpc_amqp.outcome(:'gtid');
 SELECT value FROM regress_prepare.entry ORDER BY value;
 -- one that comes in a deferred trigger, while it is being prepared
 CREATE FUNCTION regress_prepare.announce() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM tpc_amqp.call('reviews', 'add', '"refused"');
+	PERFORM tpc_amqp.call('reviews', 'add', '"deferred"');
 	RETURN NULL;
 END $$;
 CREATE CONSTRAINT TRIGGER announce AFTER INSERT ON regress_prepare.entry
 	DEFERRABLE INITIALLY DEFERRED
 	FOR EACH ROW EXECUTE FUNCTION regress_prepare.announce();
 BEGIN;
-INSERT INTO regress_prepare.entry VALUES ('refused');
+INSERT INTO regress_prepare.entry VALUES ('deferred');
 PREPARE TRANSACTION 'regress_prepare 7';
-SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database();
+COMMIT PREPARED 'regress_prepare 7';
 -- attaching and detaching
 BEGIN;
 SELECT tpc_amqp.detach();
@@ -110,8 +202,7 @@ PREPARE TRANSACTION 'regress_prepare 8';
 \echo :LAST_ERROR_SQLSTATE
 SELECT name FROM tpc_amqp.node;
 
--- Of all that, the other node has heard of two.
-SELECT prepares_sent, commits, aborts FROM tpc_amqp.stat;
+SELECT commits FROM tpc_amqp.stat;
 SET client_min_messages = warning;
 DROP SCHEMA regress_prepare CASCADE;
 \c regress_reviews

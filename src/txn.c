@@ -96,8 +96,13 @@ static struct
 
 bool		tpc_xact_pending = false;
 
-/* That of the PREPARE TRANSACTION under way; "" if it is not known. */
+/*
+ * The GID of a PREPARE TRANSACTION, and of which transaction.  A deferred
+ * trigger can make it one of ours after the statement was seen, so that of
+ * every such statement is kept.
+ */
 static char prepare_gid[TPC_GID_SIZE] = "";
+static TimestampTz prepare_gid_of = 0;
 static bool gid_claimed = false;
 
 /* For a branch: when its coordinator gives up; 0 if this is none. */
@@ -114,7 +119,6 @@ static void
 current_reset(void)
 {
 	memset(&current, 0, sizeof(current));
-	prepare_gid[0] = '\0';
 	gid_claimed = false;
 	tpc_xact_pending = false;
 }
@@ -127,6 +131,7 @@ void
 tpc_txn_set_gid(const char *gid)
 {
 	strlcpy(prepare_gid, gid, sizeof(prepare_gid));
+	prepare_gid_of = GetCurrentTransactionStartTimestamp();
 }
 
 /*
@@ -613,8 +618,10 @@ hand_over(char **names, int n, TimestampTz deadline, bool must_prepare)
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	txn->state = TPC_TXN_PREPARING;
 	txn->prepare_at = GetCurrentTimestamp();
-	txn->timeout_ms = (int) TimestampDifferenceMilliseconds(txn->prepare_at,
-															deadline);
+	txn->timeout_ms = tpc_prepare_timeout;
+	if (branch_deadline != 0)
+		txn->timeout_ms = (int) TimestampDifferenceMilliseconds(txn->prepare_at,
+																deadline);
 	txn->waiter = MyLatch;
 	tpc_txn_queue(current.node, txn);
 	LWLockRelease(&tpc_shared->txns);
@@ -972,8 +979,13 @@ pre_prepare(void)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
 
+	if ((tpc_txn_has_calls() || tpc_join_pending()) &&
+		prepare_gid_of != GetCurrentTransactionStartTimestamp())
+		elog(ERROR, "a global transaction can only be prepared by PREPARE TRANSACTION");
+
 	memset(&claim, 0, sizeof(claim));
-	if (tpc_branch_gid_parse(prepare_gid, NULL, &claim.branch))
+	if ((tpc_txn_has_calls() || tpc_join_pending()) &&
+		tpc_branch_gid_parse(prepare_gid, NULL, &claim.branch))
 	{
 		if (branch_deadline == 0)
 			ereport(ERROR,

@@ -209,8 +209,7 @@ prepared_statement(TransactionStmt *stmt, ProcessUtilityContext context)
 	switch (stmt->kind)
 	{
 		case TRANS_STMT_PREPARE:
-			if (tpc_xact_pending)
-				tpc_txn_set_gid(stmt->gid);
+			tpc_txn_set_gid(stmt->gid);
 			return TPC_FINISH_PASS;
 
 		case TRANS_STMT_COMMIT_PREPARED:

@@ -307,7 +307,8 @@ static void
 test_envelope(void)
 {
 	static const char *const types[] = {
-		"prepare", "commit", "rollback", "unknown", "vote", "ack", "inquiry"
+		"prepare", "commit", "rollback", "unknown", "vote", "ack", "inquiry",
+		"request"
 	};
 	static const char *const timeouts[] = {
 		"", "0", "00", "-1", "+1", " 1", "1 ", "1.0", "1e3", "0x10",
@@ -515,6 +516,8 @@ test_round_trip(const TpcMessage *msg, const char *name)
 
 	result = decode_len(msg->type, body.data, body.len, &back, &why) &&
 		back.ncalls == msg->ncalls &&
+		back.must_prepare == msg->must_prepare &&
+		back.wants_commit == msg->wants_commit &&
 		back.vote == (msg->type == TPC_MSG_VOTE ? msg->vote : TPC_VOTE_NO) &&
 		strcmp(back.error.sqlstate, msg->error.sqlstate) == 0 &&
 		same_text(back.error.message, msg->error.message) &&
@@ -596,6 +599,9 @@ test_round_trips(void)
 	test_round_trip(&msg, "prepare");
 	msg.ncalls = 0;
 	test_round_trip(&msg, "prepare without calls");
+	msg.must_prepare = true;
+	test_round_trip(&msg, "prepare that must be prepared");
+	msg.must_prepare = false;
 	msg.timeout_ms = 0;
 
 	msg.type = TPC_MSG_COMMIT;
@@ -613,6 +619,12 @@ test_round_trips(void)
 	msg.type = TPC_MSG_INQUIRY;
 	msg.error.message = NULL;
 	test_round_trip(&msg, "inquiry");
+
+	msg.type = TPC_MSG_REQUEST;
+	test_round_trip(&msg, "request to roll back");
+	msg.wants_commit = true;
+	test_round_trip(&msg, "request to commit");
+	msg.wants_commit = false;
 
 	msg.type = TPC_MSG_VOTE;
 	msg.vote = TPC_VOTE_YES;
@@ -1060,7 +1072,7 @@ test_sizes(void)
 		tpc_message_begin_calls(&body);
 		for (int i = 0; i < n; i++)
 			tpc_message_add_call(&body, "h", "1", 1);
-		tpc_message_end_calls(&body);
+		tpc_message_end_calls(&body, false);
 		if (n == TPC_MAX_CALLS)
 		{
 			ok(decode_len(TPC_MSG_PREPARE, body.data, body.len, &msg,
