@@ -117,7 +117,11 @@ class Alchemy:
         self.transaction.commit()
 
     def rollback(self):
+        failed = not self.transaction.is_active
         self.transaction.rollback()
+        # After a commit that failed, that has rolled back nothing.
+        if failed and not self.plain:
+            self.connection.rollback_prepared(self.gid(), recover=True)
 
     def close(self):
         self.connection.close()
