@@ -103,7 +103,7 @@ run_staged()
 	tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 	# Not ours: the settings of a make that called us.
 	unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES GNUMAKEFLAGS
-	"$tree/scripts/deps"
+	"$tree/scripts/deps" "$script"
 
 	staged_child=
 	TPC_STAGE=$(mktemp -d "${TPC_TMPDIR:-/tmp}/tpc_amqp.XXXXXX")
