@@ -2216,11 +2216,13 @@ tpc_broker_publish(TpcBroker *b, const char *routing_key,
 }
 
 /*
- * Buffers the acknowledgement of one delivery; flush sends it.  Returns false
- * if the connection is lost.  Votes need none, and none is sent.
+ * Buffers the acknowledgement of one delivery, or of it and all before it;
+ * flush sends it.  Returns false if the connection is lost.  Votes need none,
+ * and none is sent.
  */
 bool
-tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag)
+tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag,
+			   bool multiple)
 {
 	amqp_basic_ack_t m;
 
@@ -2229,7 +2231,7 @@ tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag)
 	if (queue == TPC_QUEUE_VOTE)
 		return true;
 	m.delivery_tag = delivery_tag;
-	m.multiple = 0;
+	m.multiple = multiple;
 	if (!put_method(b, CHANNEL, AMQP_BASIC_ACK_METHOD, &m))
 		return false;
 	if (b->out_end - b->out_start >= OUT_FLUSH)

@@ -9,6 +9,9 @@
  * of the transactions they belong to (waking just the backend that waits),
  * prepares and decisions to the workers.  It runs no SQL but at its start.
  *
+ * To the broker a message is mostly its own weight, whatever is in it.  So
+ * what a turn has for one queue of one node leaves as one batch.
+ *
  * It may lose anything at any time: whatever it drops, or a broken connection
  * swallows, is sent again or inquired about by the resolve workers.
  *
@@ -64,6 +67,8 @@
 #define RESENT_LIFETIME			12
 /* What is not a prepare has no business to be larger than this. */
 #define MAX_SMALL_BODY			16384
+/* A larger body gains nothing from company. */
+#define MAX_SHARED_BODY			8192
 /* Coordinators whose floor is remembered. */
 #define MAX_FLOORS				10000
 
@@ -80,6 +85,31 @@ typedef struct FloorEntry
 	TpcGtid		floor;
 	bool		told;			/* the lead resolver knows it */
 } FloorEntry;
+
+/* What this turn has for one queue; in turn_context. */
+typedef struct Outgoing
+{
+	char		routing_key[TPC_QUEUE_NAME_SIZE];
+	bool		mandatory;
+	bool		expires;		/* all of them do, or none */
+	int			count;
+	TpcMessage	envelope;		/* the first one's, and the longest timeout */
+	int			first_at;		/* where in the batch its body lies … */
+	size_t		first_len;		/* … in case it remains alone */
+	StringInfoData batch;
+} Outgoing;
+
+/*
+ * A delivery that the broker waits to have acknowledged: one message, or a
+ * batch.  The broker hears of it once all in it is dealt with.
+ */
+typedef struct Delivery
+{
+	uint64		tag;			/* the key */
+	TpcQueueKind queue;
+	int			parts;			/* messages in it not dealt with yet */
+	dlist_node	link;			/* in deliveries_open */
+} Delivery;
 
 /* State of this process. */
 static TpcNode *node;
@@ -98,16 +128,21 @@ static uint64 bad_unlogged = 0;
 static TimestampTz housekeeping_at = 0;
 static TimestampTz bound_at = 0;
 static HTAB *floors = NULL;
+static List *outgoing = NIL;	/* of Outgoing, in turn_context */
+static HTAB *deliveries = NULL; /* those of the present connection */
+static dlist_head deliveries_open = DLIST_STATIC_INIT(deliveries_open);
+static int	deliveries_done = 0;	/* of those, all parts dealt with */
 static TpcGtid forget[FORGET_BATCH];
 static int	nforget = 0;
 static TpcGtid own_floor;		/* as of this turn */
-static uint64 counted_messages = 0;
+static uint64 counted_publishes = 0;
 static uint64 counted_writes = 0;
 static MemoryContext turn_context = NULL;	/* reset every turn */
 static volatile sig_atomic_t options_changed = false;
 static uint32 wait_event_main = 0;
 
 static void handle_sigterm(SIGNAL_ARGS);
+static void forget_deliveries(void);
 static bool read_options(void);
 
 /* ---------- connection ---------- */
@@ -223,7 +258,9 @@ connection_lost(const TpcBrokerError *error)
 	tpc_broker_close(broker);
 	broker = NULL;
 	blocked = false;
-	counted_messages = counted_writes = 0;
+	counted_publishes = counted_writes = 0;
+	outgoing = NIL;
+	forget_deliveries();
 	make_wait_set();
 	report_failure(&copy, true);
 	set_link(TPC_LINK_CONNECTING);
@@ -274,10 +311,14 @@ try_connect(void)
 	params.cacert = conninfo.cacert[0] ? conninfo.cacert : NULL;
 	params.cert = conninfo.cert[0] ? conninfo.cert : NULL;
 	params.key = conninfo.key[0] ? conninfo.key : NULL;
+	/* full batches, too, are to find room in the table of jobs */
 	params.prefetch_prepare = Min(Max(16, 4 * tpc_prepare_workers),
+								  Max(tpc_prepare_workers,
+									  tpc_max_transactions / TPC_BATCH_MAX_ITEMS));
+	params.prefetch_prepare = Min(params.prefetch_prepare,
 								  tpc_max_transactions);
 	params.prefetch_decision = PREFETCH_DECISION;
-	params.max_body = MAX_BODY;
+	params.max_body = Max(MAX_BODY, TPC_BATCH_MAX_BYTES);
 	params.node = node->name;
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
@@ -377,21 +418,119 @@ read_options(void)
 
 /* ---------- sending ---------- */
 
-static bool
-publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
-		const char *body, size_t len, bool mandatory)
+/* Hand to the broker layer one message, or a batch of them. */
+static void
+publish_now(TpcMessage *envelope, const char *routing_key, bool mandatory,
+			StringInfo batch, const char *body, size_t len, int count)
 {
 	TpcWire		wire;
 	TpcWireScratch scratch;
+
+	tpc_message_fill_wire(envelope, &wire, &scratch);
+	if (batch != NULL)
+	{
+		tpc_message_end_batch(batch, &wire);
+		body = batch->data;
+		len = batch->len;
+	}
+	wire.body.ptr = body;
+	wire.body.len = len;
+	(void) tpc_broker_publish(broker, routing_key, &wire, mandatory);
+	tpc_node_count(node, TPC_STAT_MESSAGES_SENT, count);
+}
+
+static void
+publish_batch(Outgoing *out)
+{
+	publish_now(&out->envelope, out->routing_key, out->mandatory,
+				out->count > 1 ? &out->batch : NULL,
+				out->batch.data + out->first_at, out->first_len, out->count);
+	out->count = 0;
+}
+
+/* Publish what this turn has gathered. */
+static void
+publish_outgoing(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, outgoing)
+	{
+		Outgoing   *out = lfirst(lc);
+
+		if (out->count > 0)
+			publish_batch(out);
+	}
+	outgoing = NIL;
+}
+
+/* Where this turn gathers messages of this kind. */
+static Outgoing *
+find_outgoing(const char *routing_key, bool expires)
+{
+	Outgoing   *out;
+	ListCell   *lc;
+	MemoryContext old;
+
+	foreach(lc, outgoing)
+	{
+		out = lfirst(lc);
+		if (out->expires == expires &&
+			strcmp(out->routing_key, routing_key) == 0)
+			return out;
+	}
+	old = MemoryContextSwitchTo(turn_context);
+	out = palloc(sizeof(Outgoing));
+	strlcpy(out->routing_key, routing_key, sizeof(out->routing_key));
+	out->expires = expires;
+	out->count = 0;
+	initStringInfo(&out->batch);
+	outgoing = lappend(outgoing, out);
+	MemoryContextSwitchTo(old);
+	return out;
+}
+
+/*
+ * publish: have a message published by the end of this turn, with what else
+ * goes to the same queue.  One that expires does not share with one that does
+ * not: repeated decisions are to go when nobody takes them.
+ */
+static void
+publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
+		const char *body, size_t len, bool mandatory)
+{
 	char		routing_key[TPC_QUEUE_NAME_SIZE];
+	Outgoing   *out;
+	int			at;
 
 	strlcpy(msg->from, node->name, sizeof(msg->from));
 	strlcpy(msg->user_id, conninfo.user, sizeof(msg->user_id));
-	tpc_message_fill_wire(msg, &wire, &scratch);
-	wire.body.ptr = body;
-	wire.body.len = len;
 	tpc_broker_queue_name(routing_key, to, queue);
-	return tpc_broker_publish(broker, routing_key, &wire, mandatory);
+	if (len > MAX_SHARED_BODY)
+	{
+		publish_now(msg, routing_key, mandatory, NULL, body, len, 1);
+		return;
+	}
+
+	out = find_outgoing(routing_key, msg->timeout_ms > 0);
+	if (out->count == TPC_BATCH_MAX_ITEMS ||
+		out->batch.len + len + TPC_BATCH_ITEM_OVERHEAD > TPC_BATCH_MAX_BYTES)
+		publish_batch(out);
+	if (out->count == 0)
+	{
+		out->envelope = *msg;
+		out->mandatory = mandatory;
+		resetStringInfo(&out->batch);
+		tpc_message_begin_batch(&out->batch);
+	}
+	at = tpc_message_add_to_batch(&out->batch, msg, body, len);
+	if (out->count == 0)
+	{
+		out->first_at = at;
+		out->first_len = len;
+	}
+	out->envelope.timeout_ms = Max(out->envelope.timeout_ms, msg->timeout_ms);
+	out->count++;
 }
 
 /* A message of this node as coordinator carries its floor. */
@@ -439,9 +578,8 @@ send_prepares(TpcTxn *txn)
 			continue;
 		message_init(&msg, TPC_MSG_PREPARE, &id);
 		msg.timeout_ms = (int) left;
-		(void) publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
-					   dsa_get_address(tpc_area(), body), parts[i].body_len,
-					   true);
+		publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
+				dsa_get_address(tpc_area(), body), parts[i].body_len, true);
 		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 		parts[i].sent = true;
 		parts[i].body = InvalidDsaPointer;
@@ -461,7 +599,7 @@ send_decision(const TpcGlobalId *id, const char *to, bool commit)
 	message_init(&msg, commit ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK, id);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	(void) publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
+	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
 	tpc_node_count(node, commit ? TPC_STAT_COMMITS_SENT :
 				   TPC_STAT_ROLLBACKS_SENT, 1);
 }
@@ -557,6 +695,101 @@ send_rollbacks(TpcTxn *txn)
 	LWLockRelease(&tpc_shared->txns);
 }
 
+/* ---------- acknowledging deliveries ---------- */
+
+/* A delivery of so many messages; those of votes the broker has forgotten. */
+static void
+open_delivery(const TpcBrokerEvent *event, int parts)
+{
+	Delivery   *delivery;
+	bool		found;
+
+	if (event->queue == TPC_QUEUE_VOTE)
+		return;
+	delivery = hash_search(deliveries, &event->delivery_tag, HASH_ENTER,
+						   &found);
+	if (found)
+		return;					/* not from a broker */
+	delivery->queue = event->queue;
+	delivery->parts = parts;
+	dlist_push_tail(&deliveries_open, &delivery->link);
+}
+
+/* One message of a delivery of this connection is dealt with. */
+static void
+part_done(uint64 tag)
+{
+	Delivery   *delivery = hash_search(deliveries, &tag, HASH_FIND, NULL);
+
+	if (delivery == NULL || delivery->parts == 0)
+		return;
+	if (--delivery->parts == 0)
+		deliveries_done++;
+}
+
+/*
+ * Acknowledge the deliveries that are dealt with.  Tags grow, and those of
+ * both queues are one sequence: all up to the first that is not dealt with
+ * need but one acknowledgement.  After publishing, so that no answer is lost
+ * that the broker would have made us repeat.
+ */
+static void
+acknowledge_deliveries(void)
+{
+	dlist_mutable_iter iter;
+	bool		from_oldest = true;
+	int			n = 0;
+	uint64		upto = 0;
+	TpcQueueKind queue = TPC_QUEUE_PREPARE;
+
+	if (deliveries_done == 0)
+		return;
+	dlist_foreach_modify(iter, &deliveries_open)
+	{
+		Delivery   *delivery = dlist_container(Delivery, link, iter.cur);
+
+		if (deliveries_done == 0)
+			break;
+		if (delivery->parts > 0)
+		{
+			from_oldest = false;
+			continue;
+		}
+		if (from_oldest)
+		{
+			upto = delivery->tag;
+			queue = delivery->queue;
+			n++;
+		}
+		else
+			(void) tpc_broker_ack(broker, delivery->queue, delivery->tag,
+								  false);
+		deliveries_done--;
+		dlist_delete(&delivery->link);
+		(void) hash_search(deliveries, &delivery->tag, HASH_REMOVE, NULL);
+	}
+	if (n > 0)
+		(void) tpc_broker_ack(broker, queue, upto, n > 1);
+}
+
+/* The connection they came over is gone, and the broker has them again. */
+static void
+forget_deliveries(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &deliveries_open)
+	{
+		Delivery   *delivery = dlist_container(Delivery, link, iter.cur);
+
+		dlist_delete(&delivery->link);
+		(void) hash_search(deliveries, &delivery->tag, HASH_REMOVE, NULL);
+	}
+	deliveries_done = 0;
+}
+
+/* ---------- serving sessions and workers ---------- */
+
 /* Look at every transaction somebody queued. */
 static void
 serve_transactions(void)
@@ -641,12 +874,12 @@ serve_outbox(void)
 			/* the next one follows by then: let them not pile up */
 			if (item->counts_resent)
 				msg.timeout_ms = RESENT_LIFETIME * tpc_resolve_interval;
-			(void) publish(&msg, item->peer,
-						   item->type == TPC_MSG_COMMIT ||
-						   item->type == TPC_MSG_ROLLBACK ||
-						   item->type == TPC_MSG_UNKNOWN ?
-						   TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
-						   item->body, item->len, false);
+			publish(&msg, item->peer,
+					item->type == TPC_MSG_COMMIT ||
+					item->type == TPC_MSG_ROLLBACK ||
+					item->type == TPC_MSG_UNKNOWN ?
+					TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
+					item->body, item->len, false);
 			if (item->type == TPC_MSG_COMMIT)
 				tpc_node_count(node, TPC_STAT_COMMITS_SENT, 1);
 			else if (item->type == TPC_MSG_ROLLBACK)
@@ -657,8 +890,7 @@ serve_outbox(void)
 				tpc_node_count(node, TPC_STAT_DECISIONS_RESENT, 1);
 		}
 		if (broker != NULL && item->ack_delivery && item->epoch == epoch)
-			(void) tpc_broker_ack(broker, (TpcQueueKind) item->ack_queue,
-								  item->delivery_tag);
+			part_done(item->delivery_tag);
 		dsa_free(tpc_area(), oldest);
 		oldest = next;
 	}
@@ -696,7 +928,7 @@ static void
 ack_delivery(const TpcBrokerEvent *event)
 {
 	if (event->queue != TPC_QUEUE_VOTE)
-		(void) tpc_broker_ack(broker, event->queue, event->delivery_tag);
+		part_done(event->delivery_tag);
 }
 
 /* Answer a prepare that cannot even be queued. */
@@ -713,8 +945,8 @@ refuse_prepare(const TpcMessage *in, const char *sqlstate, const char *text)
 	msg.error.message = pstrdup(text);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	(void) publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE,
-				   body.data, body.len, false);
+	publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE, body.data, body.len,
+			false);
 	tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
 }
 
@@ -995,15 +1227,15 @@ take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
 		push_forget();
 }
 
-/* The broker knows nobody who takes this: a no-vote at once. */
+/* The broker knows nobody who takes this prepare: a no-vote at once. */
 static void
-take_return(const TpcBrokerEvent *event)
+prepare_returned(const TpcWire *wire, TpcSlice routing_key)
 {
 	TpcGlobalId id;
 	TpcTxn	   *txn;
 
-	if (!tpc_gtid_from_text(event->wire.correlation_id.ptr,
-							event->wire.correlation_id.len, &id))
+	if (!tpc_gtid_from_text(wire->correlation_id.ptr,
+							wire->correlation_id.len, &id))
 		return;
 	tpc_node_count(node, TPC_STAT_PREPARES_RETURNED, 1);
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
@@ -1018,8 +1250,8 @@ take_return(const TpcBrokerEvent *event)
 
 			tpc_broker_queue_name(key, parts[i].node, TPC_QUEUE_PREPARE);
 			if (parts[i].vote == TPC_PART_WAITING &&
-				strlen(key) == event->routing_key.len &&
-				memcmp(key, event->routing_key.ptr, strlen(key)) == 0)
+				strlen(key) == routing_key.len &&
+				memcmp(key, routing_key.ptr, strlen(key)) == 0)
 			{
 				parts[i].vote = TPC_PART_RETURNED;
 				txn->nrefused++;
@@ -1028,6 +1260,23 @@ take_return(const TpcBrokerEvent *event)
 		wake_if_decidable(txn);
 	}
 	LWLockRelease(&tpc_shared->txns);
+}
+
+/* One message, or a batch of them, came back. */
+static void
+take_return(const TpcBrokerEvent *event)
+{
+	TpcBatch	batch;
+	const char *why;
+
+	if (!tpc_message_is_batch(&event->wire))
+		prepare_returned(&event->wire, event->routing_key);
+	else if (tpc_message_decode_batch(&event->wire, &batch, &why))
+	{
+		for (int i = 0; i < batch.nitems; i++)
+			prepare_returned(&batch.items[i].wire, event->routing_key);
+		tpc_message_free_batch(&batch);
+	}
 }
 
 /* A coordinator's floor came with one of its messages. */
@@ -1054,16 +1303,17 @@ note_floor(const TpcMessage *msg)
 	}
 }
 
+/* One message, which came alone or in a batch. */
 static void
-take_delivery(const TpcBrokerEvent *event)
+take_message(const TpcBrokerEvent *event)
 {
 	TpcMessage	msg;
 	const char *why = NULL;
+	size_t		limit = event->queue == TPC_QUEUE_PREPARE ? MAX_BODY :
+	MAX_SMALL_BODY;
 
 	tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
-	if (event->kind == TPC_EVENT_OVERSIZED ||
-		(event->queue != TPC_QUEUE_PREPARE &&
-		 event->wire.body.len > MAX_SMALL_BODY))
+	if (event->kind == TPC_EVENT_OVERSIZED || event->wire.body.len > limit)
 		why = "it is too large";
 	else if (tpc_message_decode_envelope(&event->wire, &msg, &why))
 	{
@@ -1106,6 +1356,39 @@ take_delivery(const TpcBrokerEvent *event)
 	}
 	bad_message(event, why);
 	ack_delivery(event);
+}
+
+static void
+take_delivery(const TpcBrokerEvent *event)
+{
+	TpcBatch	batch;
+	const char *why;
+
+	if (event->kind == TPC_EVENT_OVERSIZED ||
+		!tpc_message_is_batch(&event->wire))
+	{
+		open_delivery(event, 1);
+		take_message(event);
+	}
+	else if (tpc_message_decode_batch(&event->wire, &batch, &why))
+	{
+		TpcBrokerEvent part = *event;
+
+		open_delivery(event, batch.nitems);
+		for (int i = 0; i < batch.nitems; i++)
+		{
+			part.wire = batch.items[i].wire;
+			take_message(&part);
+		}
+		tpc_message_free_batch(&batch);
+	}
+	else
+	{
+		open_delivery(event, 1);
+		tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
+		bad_message(event, why);
+		ack_delivery(event);
+	}
 }
 
 static void
@@ -1289,14 +1572,14 @@ housekeeping(void)
 	}
 	if (broker != NULL)
 	{
-		uint64		messages;
+		uint64		publishes;
 		uint64		writes;
 
-		tpc_broker_counters(broker, &messages, &writes);
-		tpc_node_count(node, TPC_STAT_MESSAGES_SENT,
-					   messages - counted_messages);
+		tpc_broker_counters(broker, &publishes, &writes);
+		tpc_node_count(node, TPC_STAT_PUBLISHES,
+					   publishes - counted_publishes);
 		tpc_node_count(node, TPC_STAT_SOCKET_WRITES, writes - counted_writes);
-		counted_messages = messages;
+		counted_publishes = publishes;
 		counted_writes = writes;
 	}
 }
@@ -1397,6 +1680,10 @@ tpc_messenger_main(Datum arg)
 	info.entrysize = sizeof(FloorEntry);
 	floors = hash_create("tpc_amqp floors", 16, &info,
 						 HASH_ELEM | HASH_BLOBS);
+	info.keysize = sizeof(uint64);
+	info.entrysize = sizeof(Delivery);
+	deliveries = hash_create("tpc_amqp deliveries", 256, &info,
+							 HASH_ELEM | HASH_BLOBS);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, options_inval, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, options_inval, (Datum) 0);
 
@@ -1458,13 +1745,19 @@ tpc_messenger_main(Datum arg)
 		LWLockRelease(&tpc_shared->txns);
 		if (broker != NULL)
 		{
-			tpc_broker_set_max_body(broker, MAX_BODY);
+			tpc_broker_set_max_body(broker,
+									Max(MAX_BODY, TPC_BATCH_MAX_BYTES));
 			more = receive();
 		}
 		serve_transactions();
 		serve_outbox();
-		if (broker != NULL && !tpc_broker_flush(broker))
-			connection_lost(tpc_broker_error(broker));
+		if (broker != NULL)
+		{
+			publish_outgoing();
+			acknowledge_deliveries();
+			if (!tpc_broker_flush(broker))
+				connection_lost(tpc_broker_error(broker));
+		}
 		housekeeping();
 
 		if (broker != NULL)

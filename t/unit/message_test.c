@@ -1271,15 +1271,15 @@ splits_batch(const char *body, const char *goods, const char *name)
 	const char *why;
 	bool		result = decode_batch(body, strlen(body), &batch, &chunk,
 									  &why) &&
-		batch.nitems == (int) strlen(goods);
+	batch.nitems == (int) strlen(goods);
 
 	for (int i = 0; result && i < batch.nitems; i++)
 	{
 		TpcMessage	msg;
 		const TpcWire *wire = &batch.items[i].wire;
 		bool		good = tpc_message_decode_envelope(wire, &msg, &why) &&
-			tpc_message_decode_body(wire->body.ptr, wire->body.len, &msg,
-									&why);
+		tpc_message_decode_body(wire->body.ptr, wire->body.len, &msg,
+								&why);
 
 		if (good)
 			tpc_message_free_body(&msg);
