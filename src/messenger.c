@@ -56,6 +56,8 @@
 #define HAND_OVER_MS			10000
 /* Events handled between two looks at what there is to send. */
 #define EVENTS_PER_TURN			500
+/* Turns in which we believe that the socket has nothing for us. */
+#define UNREAD_TURNS			16
 /* How many forgettable transactions go to the resolver at a time. */
 #define FORGET_BATCH			500
 /* Complaints about the broker are logged this often at most. */
@@ -129,6 +131,10 @@ static TimestampTz housekeeping_at = 0;
 static TimestampTz bound_at = 0;
 static HTAB *floors = NULL;
 static List *outgoing = NIL;	/* of Outgoing, in turn_context */
+static Latch *waiters[256];		/* backends to be woken */
+static int	nwaiters = 0;
+static int	new_jobs = 0;		/* prepare workers to be woken */
+static int	new_decisions = 0;	/* resolve workers to be woken */
 static HTAB *deliveries = NULL; /* those of the present connection */
 static dlist_head deliveries_open = DLIST_STATIC_INIT(deliveries_open);
 static int	deliveries_done = 0;	/* of those, all parts dealt with */
@@ -623,6 +629,33 @@ push_forget(void)
 	tpc_wake_lead(node);
 }
 
+/*
+ * wake_all: wake whom this turn has something for.
+ *
+ * Not one by one, and not under a lock: who is woken often runs at once, in
+ * our place, and would run into it.
+ */
+static void
+wake_all(void)
+{
+	for (int i = 0; i < nwaiters; i++)
+		SetLatch(waiters[i]);
+	nwaiters = 0;
+	for (; new_jobs > 0; new_jobs--)
+		tpc_wake_prepare_worker(node);
+	for (; new_decisions > 0; new_decisions--)
+		tpc_wake_resolver(node);
+}
+
+/* Have a backend woken.  It may have ended by then: see shmem.c, Waking. */
+static void
+wake_later(Latch *waiter)
+{
+	if (nwaiters == lengthof(waiters))
+		wake_all();
+	waiters[nwaiters++] = waiter;
+}
+
 /* All have acknowledged: wake the waiter, let the resolver forget it. */
 static void
 transaction_done(TpcTxn *txn)
@@ -631,7 +664,7 @@ transaction_done(TpcTxn *txn)
 	txn->done = true;
 	forget[nforget++] = txn->key.gtid;
 	if (txn->waiter != NULL)
-		SetLatch(txn->waiter);
+		wake_later(txn->waiter);
 	else
 		tpc_txn_queue(node, txn);
 }
@@ -1020,7 +1053,7 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 		ack_delivery(event);
 		return;
 	}
-	tpc_wake_prepare_worker(node);
+	new_jobs++;
 	TPC_FAILPOINT("P1.after");
 }
 
@@ -1057,7 +1090,7 @@ pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
 	if (lead_only)
 		tpc_wake_lead(node);
 	else
-		tpc_wake_resolver(node);
+		new_decisions++;
 }
 
 static TpcParticipant *
@@ -1081,7 +1114,7 @@ wake_if_decidable(TpcTxn *txn)
 {
 	if (txn->waiter != NULL &&
 		(txn->nrefused > 0 || txn->nvotes == txn->nparticipants))
-		SetLatch(txn->waiter);
+		wake_later(txn->waiter);
 }
 
 /*
@@ -1667,6 +1700,8 @@ tpc_messenger_main(Datum arg)
 	HASHCTL		info;
 	bool		attached;
 	volatile bool options_known;
+	bool		readable = true;	/* the socket may be */
+	int			unread = 0;		/* turns since we looked at it */
 
 	node = tpc_worker_attach(arg, NULL, NULL);
 	pqsignal(SIGTERM, handle_sigterm);
@@ -1713,7 +1748,8 @@ tpc_messenger_main(Datum arg)
 
 	for (;;)
 	{
-		WaitEvent	event;
+		WaitEvent	events[2];
+		int			nevents;
 		bool		more = false;
 		long		timeout = HOUSEKEEPING_MS;
 
@@ -1747,10 +1783,18 @@ tpc_messenger_main(Datum arg)
 		{
 			tpc_broker_set_max_body(broker,
 									Max(MAX_BODY, TPC_BATCH_MAX_BYTES));
-			more = receive();
+			if (readable || tpc_broker_wait_ms(broker) == 0)
+			{
+				more = receive();
+				wake_all();
+				unread = 0;
+			}
+			else
+				unread++;
 		}
 		serve_transactions();
 		serve_outbox();
+		wake_all();
 		if (broker != NULL)
 		{
 			publish_outgoing();
@@ -1766,10 +1810,24 @@ tpc_messenger_main(Datum arg)
 			timeout = Min(timeout,
 						  Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 																 next_attempt)));
+		readable = true;
 		if (more || timeout == 0)
 			continue;
-		(void) WaitEventSetWait(wait_set, timeout, &event, 1,
-								tpc_wait_event(&wait_event_main,
-											   "TpcAmqpMessenger"));
+
+		/*
+		 * A latch that is set already ends the wait before the socket is
+		 * looked at.  Otherwise we are told of both, and need not try to read
+		 * what is not there.  (The latch can be set in between, so never rely
+		 * on that for long.)
+		 */
+		readable = MyLatch->is_set || unread >= UNREAD_TURNS;
+		nevents = WaitEventSetWait(wait_set, timeout, events, lengthof(events),
+								   tpc_wait_event(&wait_event_main,
+												  "TpcAmqpMessenger"));
+		for (int i = 0; i < nevents; i++)
+		{
+			if (events[i].events & WL_SOCKET_READABLE)
+				readable = true;
+		}
 	}
 }
