@@ -67,6 +67,14 @@
 #define MAX_BODY				((size_t) tpc_max_payload * 1024 + 16384)
 /* A repeated decision expires after so many times resolve_interval. */
 #define RESENT_LIFETIME			12
+/*
+ * Under load a turn begins this part of a round after the last one, if that is
+ * worth a sleep: see gather().  With as many transactions under way, one of
+ * them has something new in that time.
+ */
+#define GATHER_SHARE			10
+#define GATHER_MIN_US			100
+#define GATHER_MAX_US			1000
 /* What is not a prepare has no business to be larger than this. */
 #define MAX_SMALL_BODY			16384
 /* A larger body gains nothing from company. */
@@ -110,6 +118,7 @@ typedef struct Delivery
 	uint64		tag;			/* the key */
 	TpcQueueKind queue;
 	int			parts;			/* messages in it not dealt with yet */
+	TimestampTz since;			/* when it came */
 	dlist_node	link;			/* in deliveries_open */
 } Delivery;
 
@@ -138,6 +147,9 @@ static int	new_decisions = 0;	/* resolve workers to be woken */
 static HTAB *deliveries = NULL; /* those of the present connection */
 static dlist_head deliveries_open = DLIST_STATIC_INIT(deliveries_open);
 static int	deliveries_done = 0;	/* of those, all parts dealt with */
+static int	parts_open = 0;		/* parts not dealt with, of all */
+static TimestampTz turn_ended = 0;
+static int	round_us = 0;		/* see note_round(); a running mean */
 static TpcGtid forget[FORGET_BATCH];
 static int	nforget = 0;
 static TpcGtid own_floor;		/* as of this turn */
@@ -146,6 +158,7 @@ static uint64 counted_writes = 0;
 static MemoryContext turn_context = NULL;	/* reset every turn */
 static volatile sig_atomic_t options_changed = false;
 static uint32 wait_event_main = 0;
+static uint32 wait_event_gather = 0;
 
 static void handle_sigterm(SIGNAL_ARGS);
 static void forget_deliveries(void);
@@ -728,6 +741,50 @@ send_rollbacks(TpcTxn *txn)
 	LWLockRelease(&tpc_shared->txns);
 }
 
+/* ---------- gathering ---------- */
+
+/* How long something took that we waited for: a vote, or a worker. */
+static void
+note_round(TimestampTz since)
+{
+	int64		us = GetCurrentTimestamp() - since;
+
+	us = Min(Max(us, 0), GATHER_SHARE * GATHER_MAX_US);
+	round_us += ((int) us - round_us) / 16;
+}
+
+/*
+ * gather: under load, leave some time between two turns, so that each finds
+ * more.  True if it has waited.
+ *
+ * As with commit_delay, that pays where many wait for few: a batch is little
+ * more work than a message, to us and to the broker.  It is a fraction of
+ * what a round of messages takes anyway, so where that is fast, or nobody is
+ * likely to come in that time, there is no waiting at all.
+ *
+ * It sleeps rather than wait for the latch or the socket, which would end at
+ * once: they are what we leave alone meanwhile.  Who sets the latch now need
+ * not send a signal.
+ */
+static bool
+gather(void)
+{
+	int			wanted = round_us / GATHER_SHARE;
+	TimestampTz left;
+
+	if (broker == NULL || wanted < GATHER_MIN_US ||
+		Max(hash_get_num_entries(tpc_txns), parts_open) < GATHER_SHARE)
+		return false;
+	left = turn_ended + wanted - GetCurrentTimestamp();
+	if (left <= 0 || left > wanted)
+		return false;
+	pgstat_report_wait_start(tpc_wait_event(&wait_event_gather,
+											"TpcAmqpGather"));
+	pg_usleep((long) left);
+	pgstat_report_wait_end();
+	return true;
+}
+
 /* ---------- acknowledging deliveries ---------- */
 
 /* A delivery of so many messages; those of votes the broker has forgotten. */
@@ -745,6 +802,8 @@ open_delivery(const TpcBrokerEvent *event, int parts)
 		return;					/* not from a broker */
 	delivery->queue = event->queue;
 	delivery->parts = parts;
+	delivery->since = GetCurrentTimestamp();
+	parts_open += parts;
 	dlist_push_tail(&deliveries_open, &delivery->link);
 }
 
@@ -756,6 +815,8 @@ part_done(uint64 tag)
 
 	if (delivery == NULL || delivery->parts == 0)
 		return;
+	note_round(delivery->since);
+	parts_open--;
 	if (--delivery->parts == 0)
 		deliveries_done++;
 }
@@ -819,6 +880,7 @@ forget_deliveries(void)
 		(void) hash_search(deliveries, &delivery->tag, HASH_REMOVE, NULL);
 	}
 	deliveries_done = 0;
+	parts_open = 0;
 }
 
 /* ---------- serving sessions and workers ---------- */
@@ -1162,6 +1224,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 	else if (txn->state == TPC_TXN_PREPARING &&
 			 part->vote == TPC_PART_WAITING)
 	{
+		note_round(txn->prepare_at);
 		strlcpy(part->user_id, msg->user_id, sizeof(part->user_id));
 		if (says_yes)
 		{
@@ -1753,6 +1816,8 @@ tpc_messenger_main(Datum arg)
 		bool		more = false;
 		long		timeout = HOUSEKEEPING_MS;
 
+		if (gather())
+			readable = true;
 		ResetLatch(MyLatch);
 		if (tpc_worker_should_exit(node))
 			proc_exit(0);
@@ -1802,6 +1867,7 @@ tpc_messenger_main(Datum arg)
 			if (!tpc_broker_flush(broker))
 				connection_lost(tpc_broker_error(broker));
 		}
+		turn_ended = GetCurrentTimestamp();
 		housekeeping();
 
 		if (broker != NULL)
