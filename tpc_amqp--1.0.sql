@@ -351,7 +351,7 @@ CREATE FUNCTION tpc_amqp.node_stat(
 	OUT inquiries_sent bigint, OUT duplicates bigint,
 	OUT bad_messages bigint, OUT connects bigint,
 	OUT messages_sent bigint, OUT messages_received bigint,
-	OUT socket_writes bigint,
+	OUT publishes bigint, OUT socket_writes bigint,
 	OUT prepare_wait_time double precision,
 	OUT apply_wait_time double precision,
 	OUT stats_reset timestamptz)

@@ -134,18 +134,21 @@ def count_table(rows):
         if row["mode"].startswith("tpc"):
             messages = (f"{float(row['sent_a']):.2f} + "
                         f"{float(row['sent_b']):.2f}")
+            publishes = (f"{float(row['publishes_a']):.2f} + "
+                         f"{float(row['publishes_b']):.2f}")
             writes = (f"{float(row['writes_a']):.2f} + "
                       f"{float(row['writes_b']):.2f}")
         else:
-            messages = writes = ""
+            messages = publishes = writes = ""
         body.append([NAMES[row["mode"]], row["clients"],
                      f"{float(row['flushes_a']):.2f}",
                      f"{float(row['flushes_b']):.2f}",
                      f"{float(row['wal_bytes_a']):.0f} + "
-                     f"{float(row['wal_bytes_b']):.0f}", messages, writes])
+                     f"{float(row['wal_bytes_b']):.0f}", messages, publishes,
+                     writes])
     return table(["per transaction", "clients", "WAL flushes a",
                   "WAL flushes b", "WAL bytes a + b", "messages sent a + b",
-                  "socket writes a + b"], body)
+                  "AMQP messages a + b", "socket writes a + b"], body)
 
 
 PARTS = {

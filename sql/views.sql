@@ -111,13 +111,14 @@ SELECT tpc_amqp.call('audit', 'no such handler', '5');
 -- the messenger counts what is rolled back, and what it has written, in its
 -- own time
 SELECT pg_temp.wait_until('SELECT aborts = 2 AND messages_sent >= 7
-	AND socket_writes > 0 FROM tpc_amqp.stat');
+	AND publishes > 0 AND socket_writes > 0 FROM tpc_amqp.stat');
 \pset expanded on
 SELECT commits, aborts, timeouts, prepares_sent, prepares_returned,
 	votes_yes, votes_no, votes_read_only, commits_sent, rollbacks_sent, acks,
 	decisions_resent, inquiries, prepares, bad_messages, connects,
 	messages_sent >= prepares_sent + commits_sent AS messages_sent,
 	messages_received >= votes_yes + votes_no + votes_read_only + acks AS messages_received,
+	publishes BETWEEN 1 AND messages_sent AS publishes,
 	socket_writes > 0 AS socket_writes,
 	prepare_wait_time > 0 AS prepare_wait_time,
 	apply_wait_time > 0 AS apply_wait_time,

@@ -169,6 +169,7 @@ struct TpcBroker
 	size_t		in_start;		/* first byte not yet dispatched */
 	size_t		in_end;
 	bool		drained;		/* nothing to dispatch, nothing to read */
+	bool		emptied;		/* the last read left nothing in the socket */
 	int			read_needs;		/* WL_SOCKET_*: TLS may have to write in */
 	int			write_needs;	/* order to read, and the reverse */
 
@@ -662,6 +663,7 @@ static ssize_t
 read_input(TpcBroker *b)
 {
 	ssize_t		n;
+	size_t		room;
 
 	if (b->in_start == b->in_end)
 	{
@@ -683,7 +685,11 @@ read_input(TpcBroker *b)
 		b->in = repalloc_huge(b->in, b->in_size * 2);
 		b->in_size *= 2;
 	}
-	n = sock_recv(b, b->in + b->in_end, b->in_size - b->in_end);
+	room = b->in_size - b->in_end;
+	n = sock_recv(b, b->in + b->in_end, room);
+
+	/* TLS returns one record at a time, so there it says nothing */
+	b->emptied = b->ssl == NULL && (size_t) Max(n, 0) < room;
 	if (n > 0)
 	{
 		b->in_end += n;
@@ -2042,6 +2048,13 @@ tpc_broker_next_event(TpcBroker *b, TpcBrokerEvent *event)
 		}
 		if (b->lost)
 			break;
+		if (b->emptied)
+		{
+			/* what has come since makes the socket readable */
+			b->emptied = false;
+			b->drained = true;
+			return false;
+		}
 		if (budget == 0)
 			return false;		/* and not drained: call again soon */
 		n = read_input(b);
@@ -2053,6 +2066,7 @@ tpc_broker_next_event(TpcBroker *b, TpcBrokerEvent *event)
 			service_heartbeat(b, n == 0);
 		if (n == 0 && !b->lost)
 		{
+			b->emptied = false;
 			b->drained = true;
 			return false;
 		}
@@ -2216,11 +2230,13 @@ tpc_broker_publish(TpcBroker *b, const char *routing_key,
 }
 
 /*
- * Buffers the acknowledgement of one delivery; flush sends it.  Returns false
- * if the connection is lost.  Votes need none, and none is sent.
+ * Buffers the acknowledgement of one delivery, or of it and all before it;
+ * flush sends it.  Returns false if the connection is lost.  Votes need none,
+ * and none is sent.
  */
 bool
-tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag)
+tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag,
+			   bool multiple)
 {
 	amqp_basic_ack_t m;
 
@@ -2229,7 +2245,7 @@ tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag)
 	if (queue == TPC_QUEUE_VOTE)
 		return true;
 	m.delivery_tag = delivery_tag;
-	m.multiple = 0;
+	m.multiple = multiple;
 	if (!put_method(b, CHANNEL, AMQP_BASIC_ACK_METHOD, &m))
 		return false;
 	if (b->out_end - b->out_start >= OUT_FLUSH)

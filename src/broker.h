@@ -93,7 +93,7 @@ extern int	tpc_broker_wait_ms(TpcBroker *broker);
 extern bool tpc_broker_publish(TpcBroker *broker, const char *routing_key,
 							   const TpcWire *wire, bool mandatory);
 extern bool tpc_broker_ack(TpcBroker *broker, TpcQueueKind queue,
-						   uint64 delivery_tag);
+						   uint64 delivery_tag, bool multiple);
 extern bool tpc_broker_bind_again(TpcBroker *broker);
 extern bool tpc_broker_flush(TpcBroker *broker);
 extern const TpcBrokerError *tpc_broker_error(TpcBroker *broker);

@@ -47,6 +47,9 @@ typedef struct Field
 	const char *repeated;
 } Field;
 
+/* The value of property type of several messages in one. */
+#define BATCH_TYPE "batch"
+
 #define FIELD(name, required, parse) \
 	{name, required, parse, \
 	 "field \"" name "\" is missing", \
@@ -56,6 +59,7 @@ typedef struct Field
 /* Longer than any field's name or any word that stands for an enum. */
 #define WORD_SIZE 32
 
+static TpcSlice slice_of(const char *str);
 static bool advance(Parser *parser);
 static bool expect(Parser *parser, JsonTokenType token);
 static bool unescape(const char *s, const char *end, char *out, size_t size,
@@ -328,6 +332,54 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 	appendStringInfoChar(body, '}');
 }
 
+void
+tpc_message_begin_batch(StringInfo batch)
+{
+	appendStringInfoChar(batch, '[');
+}
+
+/*
+ * tpc_message_add_to_batch: append one message, whose body is given, to a
+ * batch that was begun.  Returns where in batch->data the body now lies.
+ */
+int
+tpc_message_add_to_batch(StringInfo batch, const TpcMessage *msg,
+						 const char *body, size_t len)
+{
+	char		gtid[TPC_GTID_TEXT_SIZE];
+	int			at;
+
+	Assert(len <= TPC_BATCH_MAX_BYTES);
+	if (batch->data[batch->len - 1] != '[')
+		appendStringInfoChar(batch, ',');
+
+	/* neither a type nor a gtid has anything to escape */
+	tpc_gtid_to_text(&msg->id, gtid);
+	appendStringInfoString(batch, "{\"type\":\"");
+	appendStringInfoString(batch, tpc_message_type_name(msg->type));
+	appendStringInfoString(batch, "\",\"gtid\":\"");
+	appendStringInfoString(batch, gtid);
+	if (msg->type == TPC_MSG_PREPARE)
+		appendStringInfo(batch, "\",\"timeout\":%d,\"body\":",
+						 msg->timeout_ms);
+	else
+		appendStringInfoString(batch, "\",\"body\":");
+	at = batch->len;
+	appendBinaryStringInfo(batch, body, (int) len);
+	appendStringInfoChar(batch, '}');
+	return at;
+}
+
+/* tpc_message_end_batch: wire is the envelope, but for its body. */
+void
+tpc_message_end_batch(StringInfo batch, TpcWire *wire)
+{
+	appendStringInfoChar(batch, ']');
+	wire->type = slice_of(BATCH_TYPE);
+	wire->correlation_id.ptr = NULL;
+	wire->correlation_id.len = 0;
+}
+
 static TpcSlice
 slice_of(const char *str)
 {
@@ -424,18 +476,10 @@ decode_timeout(TpcSlice slice, int *timeout_ms)
 	return value > 0;
 }
 
-/*
- * tpc_message_decode_envelope: properties and headers.
- *
- * The version comes before all that another version might change.  Never
- * raises, allocates nothing.
- */
-bool
-tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
-							const char **why)
+/* The version comes before all that another version might change. */
+static bool
+check_version(const TpcWire *wire, const char **why)
 {
-	memset(msg, 0, sizeof(*msg));
-
 	if (!slice_equals(wire->app_id, TPC_APP_ID))
 	{
 		*why = "property app_id is not \"" TPC_APP_ID "\"";
@@ -451,6 +495,22 @@ tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
 		*why = "protocol version is not supported";
 		return false;
 	}
+	return true;
+}
+
+/*
+ * tpc_message_decode_envelope: properties and headers.
+ *
+ * Never raises, allocates nothing.
+ */
+bool
+tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
+							const char **why)
+{
+	memset(msg, 0, sizeof(*msg));
+
+	if (!check_version(wire, why))
+		return false;
 	if (!decode_type(wire->type, &msg->type))
 	{
 		*why = "property type is not a known message type";
@@ -1229,4 +1289,217 @@ tpc_message_free_body(TpcMessage *msg)
 	msg->ncalls = 0;
 	msg->calls = NULL;
 	free_error(&msg->error);
+}
+
+
+/*
+ * Batches
+ */
+
+/* tpc_message_is_batch: is it to be taken apart?  It may be a bad one. */
+bool
+tpc_message_is_batch(const TpcWire *wire)
+{
+	return slice_equals(wire->type, BATCH_TYPE);
+}
+
+/* A string that is too long to mean anything becomes "". */
+static bool
+parse_short(Parser *parser, char *out, size_t size)
+{
+	bool		clipped;
+
+	if (parser->lex->token_type != JSON_TOKEN_STRING ||
+		!read_token(parser, out, size, &clipped))
+		return false;
+	if (clipped)
+		out[0] = '\0';
+	return advance(parser);
+}
+
+static bool
+parse_item_type(Parser *parser, void *target)
+{
+	TpcBatchItem *item = (TpcBatchItem *) target;
+
+	return parse_short(parser, item->type, sizeof(item->type));
+}
+
+static bool
+parse_item_gtid(Parser *parser, void *target)
+{
+	TpcBatchItem *item = (TpcBatchItem *) target;
+
+	return parse_short(parser, item->gtid, sizeof(item->gtid));
+}
+
+/* The digits are looked at where those of property expiration are. */
+static bool
+parse_item_timeout(Parser *parser, void *target)
+{
+	const JsonLexContext *lex = parser->lex;
+	TpcWire    *wire = &((TpcBatchItem *) target)->wire;
+
+	if (lex->token_type != JSON_TOKEN_NUMBER)
+		return false;
+	wire->expiration.ptr = lex->token_start;
+	wire->expiration.len = lex->token_terminator - lex->token_start;
+	return advance(parser);
+}
+
+/*
+ * parse_item_body: an object, whatever is in it.
+ *
+ * Only its end is looked for, by counting brackets: whether they match, and
+ * all the rest, is found out when it is decoded, so that a body that is
+ * wrong or nested too deeply spoils one message and not those beside it.
+ */
+static bool
+parse_item_body(Parser *parser, void *target)
+{
+	const JsonLexContext *lex = parser->lex;
+	TpcSlice   *body = &((TpcBatchItem *) target)->wire.body;
+	size_t		depth = 0;
+
+	if (lex->token_type != JSON_TOKEN_OBJECT_START)
+		return false;
+	body->ptr = lex->token_start;
+	do
+	{
+		switch (lex->token_type)
+		{
+			case JSON_TOKEN_OBJECT_START:
+			case JSON_TOKEN_ARRAY_START:
+				depth++;
+				break;
+			case JSON_TOKEN_OBJECT_END:
+			case JSON_TOKEN_ARRAY_END:
+				depth--;
+				break;
+			case JSON_TOKEN_END:
+				return false;
+			default:
+				break;
+		}
+		if (!advance(parser))
+			return false;
+	} while (depth > 0);
+	body->len = lex->prev_token_terminator - body->ptr;
+	return true;
+}
+
+static const Field item_fields[] = {
+	FIELD("type", true, parse_item_type),
+	FIELD("gtid", true, parse_item_gtid),
+	FIELD("timeout", false, parse_item_timeout),
+	FIELD("body", false, parse_item_body)
+};
+
+static bool
+parse_batch(Parser *parser, const TpcWire *wire, TpcBatch *batch)
+{
+	int			room = 0;
+
+	if (!advance(parser))		/* to the first token */
+		return false;
+	if (parser->lex->token_type != JSON_TOKEN_ARRAY_START)
+		return fail(parser, "body is not a JSON array");
+	if (!advance(parser))
+		return false;
+	if (parser->lex->token_type == JSON_TOKEN_ARRAY_END)
+		return fail(parser, "a batch is empty");
+	for (;;)
+	{
+		TpcBatchItem *item;
+
+		if (batch->nitems == TPC_BATCH_MAX_ITEMS)
+			return fail(parser, "too many messages in one batch");
+		if (batch->nitems == room)
+		{
+			room = (room == 0) ? 8 : room * 2;
+			if (batch->items == NULL)
+				batch->items = palloc(room * sizeof(TpcBatchItem));
+			else
+				batch->items = repalloc(batch->items,
+										room * sizeof(TpcBatchItem));
+		}
+		item = &batch->items[batch->nitems++];
+		memset(item, 0, sizeof(*item));
+		item->wire = *wire;
+		item->wire.expiration.ptr = NULL;
+		item->wire.body.ptr = NULL;
+		item->wire.body.len = 0;
+		if (!parse_object(parser, item_fields, lengthof(item_fields), item))
+			return fail(parser, "a message of a batch is not a JSON object");
+		if (parser->lex->token_type != JSON_TOKEN_COMMA)
+			break;
+		if (!advance(parser))
+			return false;
+	}
+	if (!expect(parser, JSON_TOKEN_ARRAY_END))
+		return false;
+	if (parser->lex->token_type != JSON_TOKEN_END)
+		return fail(parser, "body is not valid JSON");
+	return true;
+}
+
+/*
+ * tpc_message_decode_batch: what is in it, palloc'd, for
+ * tpc_message_free_batch(); nothing if it returns false.  The items point
+ * into what *wire points to.
+ */
+bool
+tpc_message_decode_batch(const TpcWire *wire, TpcBatch *batch,
+						 const char **why)
+{
+	Parser		parser = {0};
+	TpcSlice	body = wire->body;
+	bool		ok;
+
+	batch->nitems = 0;
+	batch->items = NULL;
+	if (!check_version(wire, why))
+		return false;
+	if (body.len > TPC_BATCH_MAX_BYTES)
+	{
+		*why = "body is too long";
+		return false;
+	}
+	if (body.len == 0 ||
+		pg_encoding_verifymbstr(PG_UTF8, body.ptr, (int) body.len) !=
+		(int) body.len)
+	{
+		*why = body.len == 0 ? "body is empty" : "body is not valid UTF-8";
+		return false;
+	}
+
+	parser.lex = tpc_json_lexer_make(body.ptr, body.len);
+	ok = parse_batch(&parser, wire, batch);
+	tpc_json_lexer_free(parser.lex);
+	if (!ok)
+	{
+		tpc_message_free_batch(batch);
+		*why = parser.why;
+		return false;
+	}
+
+	/* now that the items stay where they are */
+	for (int i = 0; i < batch->nitems; i++)
+	{
+		TpcBatchItem *item = &batch->items[i];
+
+		item->wire.type = slice_of(item->type);
+		item->wire.correlation_id = slice_of(item->gtid);
+	}
+	return true;
+}
+
+/* tpc_message_free_batch: free what decode_batch allocated; may be repeated. */
+void
+tpc_message_free_batch(TpcBatch *batch)
+{
+	if (batch->items)
+		pfree(batch->items);
+	batch->nitems = 0;
+	batch->items = NULL;
 }

@@ -28,6 +28,12 @@
 #define TPC_MAX_CALLS 10000		/* in one prepare */
 #define TPC_TIMEOUT_MAX_MS (INT_MAX / 2)	/* of a prepare */
 
+/* Of a batch: how many messages, and the length of its body. */
+#define TPC_BATCH_MAX_ITEMS 64
+#define TPC_BATCH_MAX_BYTES 65536
+/* What each takes besides its body, at most. */
+#define TPC_BATCH_ITEM_OVERHEAD (TPC_GTID_TEXT_SIZE + 80)
+
 /* Where the texts of an error are cut, in bytes, without the final zero. */
 #define TPC_ERROR_MESSAGE_MAXLEN 1024
 #define TPC_ERROR_DETAIL_MAXLEN 4096
@@ -151,6 +157,24 @@ typedef struct TpcWireScratch
 } TpcWireScratch;
 
 /*
+ * One message of a batch, as the message of its own that it stands for: what
+ * all of a batch have in common is copied from the batch.  Slices point there,
+ * or into this.
+ */
+typedef struct TpcBatchItem
+{
+	TpcWire		wire;
+	char		type[16];		/* "" if longer, which no type is */
+	char		gtid[TPC_GTID_TEXT_SIZE];	/* the same */
+} TpcBatchItem;
+
+typedef struct TpcBatch
+{
+	int			nitems;
+	TpcBatchItem *items;
+} TpcBatch;
+
+/*
  * Encoding: tpc_message_fill_wire() for the properties and headers, and for
  * the body, which it leaves empty, either tpc_message_encode_body() or, where
  * a prepare grows call by call, begin_calls/add_call/end_calls.  The bodies
@@ -168,6 +192,16 @@ extern void tpc_message_add_call(StringInfo body, const char *handler,
 extern void tpc_message_end_calls(StringInfo body, bool must_prepare);
 extern void tpc_message_encode_body(const TpcMessage *msg, StringInfo body);
 
+/*
+ * Several messages in one: begin_batch, add_to_batch for each, end_batch.  The
+ * wire is that of one of them, filled as above; the timeout and the floor in
+ * it count for the batch.
+ */
+extern void tpc_message_begin_batch(StringInfo batch);
+extern int	tpc_message_add_to_batch(StringInfo batch, const TpcMessage *msg,
+									 const char *body, size_t len);
+extern void tpc_message_end_batch(StringInfo batch, TpcWire *wire);
+
 extern const char *tpc_message_type_name(TpcMessageType type);
 
 /*
@@ -184,5 +218,15 @@ extern bool tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
 extern bool tpc_message_decode_body(const char *body, size_t len,
 									TpcMessage *msg, const char **why);
 extern void tpc_message_free_body(TpcMessage *msg);
+
+/*
+ * A batch is taken apart first; then each item's wire is decoded as any other
+ * message is, and one that is bad does not spoil the rest.  A batch within a
+ * batch is bad: its type is none a message of its own can have.
+ */
+extern bool tpc_message_is_batch(const TpcWire *wire);
+extern bool tpc_message_decode_batch(const TpcWire *wire, TpcBatch *batch,
+									 const char **why);
+extern void tpc_message_free_batch(TpcBatch *batch);
 
 #endif							/* TPC_MESSAGE_H */

@@ -9,6 +9,9 @@
  * of the transactions they belong to (waking just the backend that waits),
  * prepares and decisions to the workers.  It runs no SQL but at its start.
  *
+ * To the broker a message is mostly its own weight, whatever is in it.  So
+ * what a turn has for one queue of one node leaves as one batch.
+ *
  * It may lose anything at any time: whatever it drops, or a broken connection
  * swallows, is sent again or inquired about by the resolve workers.
  *
@@ -53,6 +56,8 @@
 #define HAND_OVER_MS			10000
 /* Events handled between two looks at what there is to send. */
 #define EVENTS_PER_TURN			500
+/* Turns in which we believe that the socket has nothing for us. */
+#define UNREAD_TURNS			16
 /* How many forgettable transactions go to the resolver at a time. */
 #define FORGET_BATCH			500
 /* Complaints about the broker are logged this often at most. */
@@ -62,8 +67,18 @@
 #define MAX_BODY				((size_t) tpc_max_payload * 1024 + 16384)
 /* A repeated decision expires after so many times resolve_interval. */
 #define RESENT_LIFETIME			12
+/*
+ * Under load a turn begins this part of a round after the last one, if that is
+ * worth a sleep: see gather().  With as many transactions under way, one of
+ * them has something new in that time.
+ */
+#define GATHER_SHARE			10
+#define GATHER_MIN_US			100
+#define GATHER_MAX_US			1000
 /* What is not a prepare has no business to be larger than this. */
 #define MAX_SMALL_BODY			16384
+/* A larger body gains nothing from company. */
+#define MAX_SHARED_BODY			8192
 /* Coordinators whose floor is remembered. */
 #define MAX_FLOORS				10000
 
@@ -80,6 +95,32 @@ typedef struct FloorEntry
 	TpcGtid		floor;
 	bool		told;			/* the lead resolver knows it */
 } FloorEntry;
+
+/* What this turn has for one queue; in turn_context. */
+typedef struct Outgoing
+{
+	char		routing_key[TPC_QUEUE_NAME_SIZE];
+	bool		mandatory;
+	bool		expires;		/* all of them do, or none */
+	int			count;
+	TpcMessage	envelope;		/* the first one's, and the longest timeout */
+	int			first_at;		/* where in the batch its body lies … */
+	size_t		first_len;		/* … in case it remains alone */
+	StringInfoData batch;
+} Outgoing;
+
+/*
+ * A delivery that the broker waits to have acknowledged: one message, or a
+ * batch.  The broker hears of it once all in it is dealt with.
+ */
+typedef struct Delivery
+{
+	uint64		tag;			/* the key */
+	TpcQueueKind queue;
+	int			parts;			/* messages in it not dealt with yet */
+	TimestampTz since;			/* when it came */
+	dlist_node	link;			/* in deliveries_open */
+} Delivery;
 
 /* State of this process. */
 static TpcNode *node;
@@ -98,16 +139,29 @@ static uint64 bad_unlogged = 0;
 static TimestampTz housekeeping_at = 0;
 static TimestampTz bound_at = 0;
 static HTAB *floors = NULL;
+static List *outgoing = NIL;	/* of Outgoing, in turn_context */
+static Latch *waiters[256];		/* backends to be woken */
+static int	nwaiters = 0;
+static int	new_jobs = 0;		/* prepare workers to be woken */
+static int	new_decisions = 0;	/* resolve workers to be woken */
+static HTAB *deliveries = NULL; /* those of the present connection */
+static dlist_head deliveries_open = DLIST_STATIC_INIT(deliveries_open);
+static int	deliveries_done = 0;	/* of those, all parts dealt with */
+static int	parts_open = 0;		/* parts not dealt with, of all */
+static TimestampTz turn_ended = 0;
+static int	round_us = 0;		/* see note_round(); a running mean */
 static TpcGtid forget[FORGET_BATCH];
 static int	nforget = 0;
 static TpcGtid own_floor;		/* as of this turn */
-static uint64 counted_messages = 0;
+static uint64 counted_publishes = 0;
 static uint64 counted_writes = 0;
 static MemoryContext turn_context = NULL;	/* reset every turn */
 static volatile sig_atomic_t options_changed = false;
 static uint32 wait_event_main = 0;
+static uint32 wait_event_gather = 0;
 
 static void handle_sigterm(SIGNAL_ARGS);
+static void forget_deliveries(void);
 static bool read_options(void);
 
 /* ---------- connection ---------- */
@@ -223,7 +277,9 @@ connection_lost(const TpcBrokerError *error)
 	tpc_broker_close(broker);
 	broker = NULL;
 	blocked = false;
-	counted_messages = counted_writes = 0;
+	counted_publishes = counted_writes = 0;
+	outgoing = NIL;
+	forget_deliveries();
 	make_wait_set();
 	report_failure(&copy, true);
 	set_link(TPC_LINK_CONNECTING);
@@ -274,10 +330,14 @@ try_connect(void)
 	params.cacert = conninfo.cacert[0] ? conninfo.cacert : NULL;
 	params.cert = conninfo.cert[0] ? conninfo.cert : NULL;
 	params.key = conninfo.key[0] ? conninfo.key : NULL;
+	/* full batches, too, are to find room in the table of jobs */
 	params.prefetch_prepare = Min(Max(16, 4 * tpc_prepare_workers),
+								  Max(tpc_prepare_workers,
+									  tpc_max_transactions / TPC_BATCH_MAX_ITEMS));
+	params.prefetch_prepare = Min(params.prefetch_prepare,
 								  tpc_max_transactions);
 	params.prefetch_decision = PREFETCH_DECISION;
-	params.max_body = MAX_BODY;
+	params.max_body = Max(MAX_BODY, TPC_BATCH_MAX_BYTES);
 	params.node = node->name;
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
@@ -377,21 +437,119 @@ read_options(void)
 
 /* ---------- sending ---------- */
 
-static bool
-publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
-		const char *body, size_t len, bool mandatory)
+/* Hand to the broker layer one message, or a batch of them. */
+static void
+publish_now(TpcMessage *envelope, const char *routing_key, bool mandatory,
+			StringInfo batch, const char *body, size_t len, int count)
 {
 	TpcWire		wire;
 	TpcWireScratch scratch;
+
+	tpc_message_fill_wire(envelope, &wire, &scratch);
+	if (batch != NULL)
+	{
+		tpc_message_end_batch(batch, &wire);
+		body = batch->data;
+		len = batch->len;
+	}
+	wire.body.ptr = body;
+	wire.body.len = len;
+	(void) tpc_broker_publish(broker, routing_key, &wire, mandatory);
+	tpc_node_count(node, TPC_STAT_MESSAGES_SENT, count);
+}
+
+static void
+publish_batch(Outgoing *out)
+{
+	publish_now(&out->envelope, out->routing_key, out->mandatory,
+				out->count > 1 ? &out->batch : NULL,
+				out->batch.data + out->first_at, out->first_len, out->count);
+	out->count = 0;
+}
+
+/* Publish what this turn has gathered. */
+static void
+publish_outgoing(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, outgoing)
+	{
+		Outgoing   *out = lfirst(lc);
+
+		if (out->count > 0)
+			publish_batch(out);
+	}
+	outgoing = NIL;
+}
+
+/* Where this turn gathers messages of this kind. */
+static Outgoing *
+find_outgoing(const char *routing_key, bool expires)
+{
+	Outgoing   *out;
+	ListCell   *lc;
+	MemoryContext old;
+
+	foreach(lc, outgoing)
+	{
+		out = lfirst(lc);
+		if (out->expires == expires &&
+			strcmp(out->routing_key, routing_key) == 0)
+			return out;
+	}
+	old = MemoryContextSwitchTo(turn_context);
+	out = palloc(sizeof(Outgoing));
+	strlcpy(out->routing_key, routing_key, sizeof(out->routing_key));
+	out->expires = expires;
+	out->count = 0;
+	initStringInfo(&out->batch);
+	outgoing = lappend(outgoing, out);
+	MemoryContextSwitchTo(old);
+	return out;
+}
+
+/*
+ * publish: have a message published by the end of this turn, with what else
+ * goes to the same queue.  One that expires does not share with one that does
+ * not: repeated decisions are to go when nobody takes them.
+ */
+static void
+publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
+		const char *body, size_t len, bool mandatory)
+{
 	char		routing_key[TPC_QUEUE_NAME_SIZE];
+	Outgoing   *out;
+	int			at;
 
 	strlcpy(msg->from, node->name, sizeof(msg->from));
 	strlcpy(msg->user_id, conninfo.user, sizeof(msg->user_id));
-	tpc_message_fill_wire(msg, &wire, &scratch);
-	wire.body.ptr = body;
-	wire.body.len = len;
 	tpc_broker_queue_name(routing_key, to, queue);
-	return tpc_broker_publish(broker, routing_key, &wire, mandatory);
+	if (len > MAX_SHARED_BODY)
+	{
+		publish_now(msg, routing_key, mandatory, NULL, body, len, 1);
+		return;
+	}
+
+	out = find_outgoing(routing_key, msg->timeout_ms > 0);
+	if (out->count == TPC_BATCH_MAX_ITEMS ||
+		out->batch.len + len + TPC_BATCH_ITEM_OVERHEAD > TPC_BATCH_MAX_BYTES)
+		publish_batch(out);
+	if (out->count == 0)
+	{
+		out->envelope = *msg;
+		out->mandatory = mandatory;
+		resetStringInfo(&out->batch);
+		tpc_message_begin_batch(&out->batch);
+	}
+	at = tpc_message_add_to_batch(&out->batch, msg, body, len);
+	if (out->count == 0)
+	{
+		out->first_at = at;
+		out->first_len = len;
+	}
+	out->envelope.timeout_ms = Max(out->envelope.timeout_ms, msg->timeout_ms);
+	out->count++;
 }
 
 /* A message of this node as coordinator carries its floor. */
@@ -439,9 +597,8 @@ send_prepares(TpcTxn *txn)
 			continue;
 		message_init(&msg, TPC_MSG_PREPARE, &id);
 		msg.timeout_ms = (int) left;
-		(void) publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
-					   dsa_get_address(tpc_area(), body), parts[i].body_len,
-					   true);
+		publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
+				dsa_get_address(tpc_area(), body), parts[i].body_len, true);
 		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 		parts[i].sent = true;
 		parts[i].body = InvalidDsaPointer;
@@ -461,7 +618,7 @@ send_decision(const TpcGlobalId *id, const char *to, bool commit)
 	message_init(&msg, commit ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK, id);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	(void) publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
+	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
 	tpc_node_count(node, commit ? TPC_STAT_COMMITS_SENT :
 				   TPC_STAT_ROLLBACKS_SENT, 1);
 }
@@ -497,6 +654,33 @@ send_parent_ack(TpcTxn *txn)
 	txn->parent_ack = InvalidDsaPointer;
 }
 
+/*
+ * wake_all: wake whom this turn has something for.
+ *
+ * Not one by one, and not under a lock: who is woken often runs at once, in
+ * our place, and would run into it.
+ */
+static void
+wake_all(void)
+{
+	for (int i = 0; i < nwaiters; i++)
+		SetLatch(waiters[i]);
+	nwaiters = 0;
+	for (; new_jobs > 0; new_jobs--)
+		tpc_wake_prepare_worker(node);
+	for (; new_decisions > 0; new_decisions--)
+		tpc_wake_resolver(node);
+}
+
+/* Have a backend woken.  It may have ended by then: see shmem.c, Waking. */
+static void
+wake_later(Latch *waiter)
+{
+	if (nwaiters == lengthof(waiters))
+		wake_all();
+	waiters[nwaiters++] = waiter;
+}
+
 /* All have acknowledged: wake the waiter, let the resolver forget it. */
 static void
 transaction_done(TpcTxn *txn)
@@ -506,7 +690,7 @@ transaction_done(TpcTxn *txn)
 	forget[nforget++] = txn->key.gtid;
 	send_parent_ack(txn);
 	if (txn->waiter != NULL)
-		SetLatch(txn->waiter);
+		wake_later(txn->waiter);
 	else
 		tpc_txn_queue(node, txn);
 }
@@ -569,6 +753,150 @@ send_rollbacks(TpcTxn *txn)
 	tpc_txn_free(txn);
 	LWLockRelease(&tpc_shared->txns);
 }
+
+/* ---------- gathering ---------- */
+
+/* How long something took that we waited for: a vote, or a worker. */
+static void
+note_round(TimestampTz since)
+{
+	int64		us = GetCurrentTimestamp() - since;
+
+	us = Min(Max(us, 0), GATHER_SHARE * GATHER_MAX_US);
+	round_us += ((int) us - round_us) / 16;
+}
+
+/*
+ * gather: under load, leave some time between two turns, so that each finds
+ * more.  True if it has waited.
+ *
+ * As with commit_delay, that pays where many wait for few: a batch is little
+ * more work than a message, to us and to the broker.  It is a fraction of
+ * what a round of messages takes anyway, so where that is fast, or nobody is
+ * likely to come in that time, there is no waiting at all.
+ *
+ * It sleeps rather than wait for the latch or the socket, which would end at
+ * once: they are what we leave alone meanwhile.  Who sets the latch now need
+ * not send a signal.
+ */
+static bool
+gather(void)
+{
+	int			wanted = round_us / GATHER_SHARE;
+	TimestampTz left;
+
+	if (broker == NULL || wanted < GATHER_MIN_US ||
+		Max(hash_get_num_entries(tpc_txns), parts_open) < GATHER_SHARE)
+		return false;
+	left = turn_ended + wanted - GetCurrentTimestamp();
+	if (left <= 0 || left > wanted)
+		return false;
+	pgstat_report_wait_start(tpc_wait_event(&wait_event_gather,
+											"TpcAmqpGather"));
+	pg_usleep((long) left);
+	pgstat_report_wait_end();
+	return true;
+}
+
+/* ---------- acknowledging deliveries ---------- */
+
+/* A delivery of so many messages; those of votes the broker has forgotten. */
+static void
+open_delivery(const TpcBrokerEvent *event, int parts)
+{
+	Delivery   *delivery;
+	bool		found;
+
+	if (event->queue == TPC_QUEUE_VOTE)
+		return;
+	delivery = hash_search(deliveries, &event->delivery_tag, HASH_ENTER,
+						   &found);
+	if (found)
+		return;					/* not from a broker */
+	delivery->queue = event->queue;
+	delivery->parts = parts;
+	delivery->since = GetCurrentTimestamp();
+	parts_open += parts;
+	dlist_push_tail(&deliveries_open, &delivery->link);
+}
+
+/* One message of a delivery of this connection is dealt with. */
+static void
+part_done(uint64 tag)
+{
+	Delivery   *delivery = hash_search(deliveries, &tag, HASH_FIND, NULL);
+
+	if (delivery == NULL || delivery->parts == 0)
+		return;
+	note_round(delivery->since);
+	parts_open--;
+	if (--delivery->parts == 0)
+		deliveries_done++;
+}
+
+/*
+ * Acknowledge the deliveries that are dealt with.  Tags grow, and those of
+ * both queues are one sequence: all up to the first that is not dealt with
+ * need but one acknowledgement.  After publishing, so that no answer is lost
+ * that the broker would have made us repeat.
+ */
+static void
+acknowledge_deliveries(void)
+{
+	dlist_mutable_iter iter;
+	bool		from_oldest = true;
+	int			n = 0;
+	uint64		upto = 0;
+	TpcQueueKind queue = TPC_QUEUE_PREPARE;
+
+	if (deliveries_done == 0)
+		return;
+	dlist_foreach_modify(iter, &deliveries_open)
+	{
+		Delivery   *delivery = dlist_container(Delivery, link, iter.cur);
+
+		if (deliveries_done == 0)
+			break;
+		if (delivery->parts > 0)
+		{
+			from_oldest = false;
+			continue;
+		}
+		if (from_oldest)
+		{
+			upto = delivery->tag;
+			queue = delivery->queue;
+			n++;
+		}
+		else
+			(void) tpc_broker_ack(broker, delivery->queue, delivery->tag,
+								  false);
+		deliveries_done--;
+		dlist_delete(&delivery->link);
+		(void) hash_search(deliveries, &delivery->tag, HASH_REMOVE, NULL);
+	}
+	if (n > 0)
+		(void) tpc_broker_ack(broker, queue, upto, n > 1);
+}
+
+/* The connection they came over is gone, and the broker has them again. */
+static void
+forget_deliveries(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &deliveries_open)
+	{
+		Delivery   *delivery = dlist_container(Delivery, link, iter.cur);
+
+		dlist_delete(&delivery->link);
+		(void) hash_search(deliveries, &delivery->tag, HASH_REMOVE, NULL);
+	}
+	deliveries_done = 0;
+	parts_open = 0;
+}
+
+/* ---------- serving sessions and workers ---------- */
 
 /* Look at every transaction somebody queued. */
 static void
@@ -655,12 +983,12 @@ serve_outbox(void)
 			/* the next one follows by then: let them not pile up */
 			if (item->counts_resent)
 				msg.timeout_ms = RESENT_LIFETIME * tpc_resolve_interval;
-			(void) publish(&msg, item->peer,
-						   item->type == TPC_MSG_COMMIT ||
-						   item->type == TPC_MSG_ROLLBACK ||
-						   item->type == TPC_MSG_UNKNOWN ?
-						   TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
-						   item->body, item->len, false);
+			publish(&msg, item->peer,
+					item->type == TPC_MSG_COMMIT ||
+					item->type == TPC_MSG_ROLLBACK ||
+					item->type == TPC_MSG_UNKNOWN ?
+					TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
+					item->body, item->len, false);
 			if (item->type == TPC_MSG_COMMIT)
 				tpc_node_count(node, TPC_STAT_COMMITS_SENT, 1);
 			else if (item->type == TPC_MSG_ROLLBACK)
@@ -671,8 +999,7 @@ serve_outbox(void)
 				tpc_node_count(node, TPC_STAT_DECISIONS_RESENT, 1);
 		}
 		if (broker != NULL && item->ack_delivery && item->epoch == epoch)
-			(void) tpc_broker_ack(broker, (TpcQueueKind) item->ack_queue,
-								  item->delivery_tag);
+			part_done(item->delivery_tag);
 		dsa_free(tpc_area(), oldest);
 		oldest = next;
 	}
@@ -710,7 +1037,7 @@ static void
 ack_delivery(const TpcBrokerEvent *event)
 {
 	if (event->queue != TPC_QUEUE_VOTE)
-		(void) tpc_broker_ack(broker, event->queue, event->delivery_tag);
+		part_done(event->delivery_tag);
 }
 
 /* Answer a prepare that cannot even be queued. */
@@ -727,8 +1054,8 @@ refuse_prepare(const TpcMessage *in, const char *sqlstate, const char *text)
 	msg.error.message = pstrdup(text);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	(void) publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE,
-				   body.data, body.len, false);
+	publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE, body.data, body.len,
+			false);
 	tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
 }
 
@@ -802,7 +1129,7 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 		ack_delivery(event);
 		return;
 	}
-	tpc_wake_prepare_worker(node);
+	new_jobs++;
 	TPC_FAILPOINT("P1.after");
 }
 
@@ -839,7 +1166,7 @@ pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
 	if (lead_only)
 		tpc_wake_lead(node);
 	else
-		tpc_wake_resolver(node);
+		new_decisions++;
 }
 
 static TpcParticipant *
@@ -871,7 +1198,7 @@ wake_if_decidable(TpcTxn *txn)
 {
 	if (txn->waiter != NULL &&
 		(txn->nrefused > 0 || txn->nvotes == txn->nexpected))
-		SetLatch(txn->waiter);
+		wake_later(txn->waiter);
 }
 
 /*
@@ -924,6 +1251,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		;						/* when the transaction has ended */
 	else if (takes_votes(txn) && part->vote == TPC_PART_WAITING)
 	{
+		note_round(txn->prepare_at);
 		strlcpy(part->user_id, msg->user_id, sizeof(part->user_id));
 		if (says_yes)
 		{
@@ -1079,15 +1407,15 @@ take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
 		push_forget();
 }
 
-/* The broker knows nobody who takes this: a no-vote at once. */
+/* The broker knows nobody who takes this prepare: a no-vote at once. */
 static void
-take_return(const TpcBrokerEvent *event)
+prepare_returned(const TpcWire *wire, TpcSlice routing_key)
 {
 	TpcGlobalId id;
 	TpcTxn	   *txn;
 
-	if (!tpc_gtid_from_text(event->wire.correlation_id.ptr,
-							event->wire.correlation_id.len, &id))
+	if (!tpc_gtid_from_text(wire->correlation_id.ptr,
+							wire->correlation_id.len, &id))
 		return;
 	tpc_node_count(node, TPC_STAT_PREPARES_RETURNED, 1);
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
@@ -1102,8 +1430,8 @@ take_return(const TpcBrokerEvent *event)
 
 			tpc_broker_queue_name(key, parts[i].node, TPC_QUEUE_PREPARE);
 			if (parts[i].vote == TPC_PART_WAITING &&
-				strlen(key) == event->routing_key.len &&
-				memcmp(key, event->routing_key.ptr, strlen(key)) == 0)
+				strlen(key) == routing_key.len &&
+				memcmp(key, routing_key.ptr, strlen(key)) == 0)
 			{
 				parts[i].vote = TPC_PART_RETURNED;
 				txn->nrefused++;
@@ -1112,6 +1440,23 @@ take_return(const TpcBrokerEvent *event)
 		wake_if_decidable(txn);
 	}
 	LWLockRelease(&tpc_shared->txns);
+}
+
+/* One message, or a batch of them, came back. */
+static void
+take_return(const TpcBrokerEvent *event)
+{
+	TpcBatch	batch;
+	const char *why;
+
+	if (!tpc_message_is_batch(&event->wire))
+		prepare_returned(&event->wire, event->routing_key);
+	else if (tpc_message_decode_batch(&event->wire, &batch, &why))
+	{
+		for (int i = 0; i < batch.nitems; i++)
+			prepare_returned(&batch.items[i].wire, event->routing_key);
+		tpc_message_free_batch(&batch);
+	}
 }
 
 /* A coordinator's floor came with one of its messages. */
@@ -1138,16 +1483,17 @@ note_floor(const TpcMessage *msg)
 	}
 }
 
+/* One message, which came alone or in a batch. */
 static void
-take_delivery(const TpcBrokerEvent *event)
+take_message(const TpcBrokerEvent *event)
 {
 	TpcMessage	msg;
 	const char *why = NULL;
+	size_t		limit = event->queue == TPC_QUEUE_PREPARE ? MAX_BODY :
+	MAX_SMALL_BODY;
 
 	tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
-	if (event->kind == TPC_EVENT_OVERSIZED ||
-		(event->queue != TPC_QUEUE_PREPARE &&
-		 event->wire.body.len > MAX_SMALL_BODY))
+	if (event->kind == TPC_EVENT_OVERSIZED || event->wire.body.len > limit)
 		why = "it is too large";
 	else if (tpc_message_decode_envelope(&event->wire, &msg, &why))
 	{
@@ -1193,6 +1539,39 @@ take_delivery(const TpcBrokerEvent *event)
 	}
 	bad_message(event, why);
 	ack_delivery(event);
+}
+
+static void
+take_delivery(const TpcBrokerEvent *event)
+{
+	TpcBatch	batch;
+	const char *why;
+
+	if (event->kind == TPC_EVENT_OVERSIZED ||
+		!tpc_message_is_batch(&event->wire))
+	{
+		open_delivery(event, 1);
+		take_message(event);
+	}
+	else if (tpc_message_decode_batch(&event->wire, &batch, &why))
+	{
+		TpcBrokerEvent part = *event;
+
+		open_delivery(event, batch.nitems);
+		for (int i = 0; i < batch.nitems; i++)
+		{
+			part.wire = batch.items[i].wire;
+			take_message(&part);
+		}
+		tpc_message_free_batch(&batch);
+	}
+	else
+	{
+		open_delivery(event, 1);
+		tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
+		bad_message(event, why);
+		ack_delivery(event);
+	}
 }
 
 static void
@@ -1377,14 +1756,14 @@ housekeeping(void)
 	}
 	if (broker != NULL)
 	{
-		uint64		messages;
+		uint64		publishes;
 		uint64		writes;
 
-		tpc_broker_counters(broker, &messages, &writes);
-		tpc_node_count(node, TPC_STAT_MESSAGES_SENT,
-					   messages - counted_messages);
+		tpc_broker_counters(broker, &publishes, &writes);
+		tpc_node_count(node, TPC_STAT_PUBLISHES,
+					   publishes - counted_publishes);
 		tpc_node_count(node, TPC_STAT_SOCKET_WRITES, writes - counted_writes);
-		counted_messages = messages;
+		counted_publishes = publishes;
 		counted_writes = writes;
 	}
 }
@@ -1472,6 +1851,8 @@ tpc_messenger_main(Datum arg)
 	HASHCTL		info;
 	bool		attached;
 	volatile bool options_known;
+	bool		readable = true;	/* the socket may be */
+	int			unread = 0;		/* turns since we looked at it */
 
 	node = tpc_worker_attach(arg, NULL, NULL);
 	pqsignal(SIGTERM, handle_sigterm);
@@ -1485,6 +1866,10 @@ tpc_messenger_main(Datum arg)
 	info.entrysize = sizeof(FloorEntry);
 	floors = hash_create("tpc_amqp floors", 16, &info,
 						 HASH_ELEM | HASH_BLOBS);
+	info.keysize = sizeof(uint64);
+	info.entrysize = sizeof(Delivery);
+	deliveries = hash_create("tpc_amqp deliveries", 256, &info,
+							 HASH_ELEM | HASH_BLOBS);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, options_inval, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, options_inval, (Datum) 0);
 
@@ -1514,10 +1899,13 @@ tpc_messenger_main(Datum arg)
 
 	for (;;)
 	{
-		WaitEvent	event;
+		WaitEvent	events[2];
+		int			nevents;
 		bool		more = false;
 		long		timeout = HOUSEKEEPING_MS;
 
+		if (gather())
+			readable = true;
 		ResetLatch(MyLatch);
 		if (tpc_worker_should_exit(node))
 			proc_exit(0);
@@ -1546,13 +1934,28 @@ tpc_messenger_main(Datum arg)
 		LWLockRelease(&tpc_shared->txns);
 		if (broker != NULL)
 		{
-			tpc_broker_set_max_body(broker, MAX_BODY);
-			more = receive();
+			tpc_broker_set_max_body(broker,
+									Max(MAX_BODY, TPC_BATCH_MAX_BYTES));
+			if (readable || tpc_broker_wait_ms(broker) == 0)
+			{
+				more = receive();
+				wake_all();
+				unread = 0;
+			}
+			else
+				unread++;
 		}
 		serve_transactions();
 		serve_outbox();
-		if (broker != NULL && !tpc_broker_flush(broker))
-			connection_lost(tpc_broker_error(broker));
+		wake_all();
+		if (broker != NULL)
+		{
+			publish_outgoing();
+			acknowledge_deliveries();
+			if (!tpc_broker_flush(broker))
+				connection_lost(tpc_broker_error(broker));
+		}
+		turn_ended = GetCurrentTimestamp();
 		housekeeping();
 
 		if (broker != NULL)
@@ -1561,10 +1964,24 @@ tpc_messenger_main(Datum arg)
 			timeout = Min(timeout,
 						  Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 																 next_attempt)));
+		readable = true;
 		if (more || timeout == 0)
 			continue;
-		(void) WaitEventSetWait(wait_set, timeout, &event, 1,
-								tpc_wait_event(&wait_event_main,
-											   "TpcAmqpMessenger"));
+
+		/*
+		 * A latch that is set already ends the wait before the socket is
+		 * looked at.  Otherwise we are told of both, and need not try to read
+		 * what is not there.  (The latch can be set in between, so never rely
+		 * on that for long.)
+		 */
+		readable = MyLatch->is_set || unread >= UNREAD_TURNS;
+		nevents = WaitEventSetWait(wait_set, timeout, events, lengthof(events),
+								   tpc_wait_event(&wait_event_main,
+												  "TpcAmqpMessenger"));
+		for (int i = 0; i < nevents; i++)
+		{
+			if (events[i].events & WL_SOCKET_READABLE)
+				readable = true;
+		}
 	}
 }

@@ -95,6 +95,7 @@ typedef enum TpcCounter
 	TPC_STAT_CONNECTS,			/* to the broker */
 	TPC_STAT_MESSAGES_SENT,
 	TPC_STAT_MESSAGES_RECEIVED,
+	TPC_STAT_PUBLISHES,			/* AMQP messages that carried those sent */
 	TPC_STAT_SOCKET_WRITES,
 	TPC_STAT_PREPARE_WAIT_US,	/* sum over transactions: C1 to the last vote */
 	TPC_STAT_APPLY_WAIT_US,		/* sum: commit record to the last ack */

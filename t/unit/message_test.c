@@ -1223,6 +1223,364 @@ test_bytes(void)
 			"bytes: half a surrogate pair in a text");
 }
 
+/*
+ * Batches
+ */
+
+/* decode_batch, from a chunk of exact size, which the items point into. */
+static bool
+decode_batch(const char *body, size_t len, TpcBatch *batch, char **chunk,
+			 const char **why)
+{
+	TpcWire		wire = make_wire("batch");
+
+	wire.correlation_id = slice(NULL);
+	*chunk = malloc(len);
+	if (len > 0)
+		memcpy(*chunk, body, len);
+	wire.body.ptr = *chunk;
+	wire.body.len = len;
+	*why = NULL;
+	tap_note = NULL;
+	if (tpc_message_decode_batch(&wire, batch, why))
+		return true;
+	tap_note = *why;
+	return false;
+}
+
+/* A batch that must be refused as a whole, for this reason (NULL: any). */
+static void
+rejects_batch_len(const char *body, size_t len, const char *reason,
+				  const char *name)
+{
+	TpcBatch	batch;
+	char	   *chunk;
+	const char *why;
+	bool		result = decode_batch(body, len, &batch, &chunk, &why);
+
+	ok(!result && why != NULL && batch.nitems == 0 && batch.items == NULL &&
+	   (reason == NULL || strcmp(why, reason) == 0), name);
+	if (result)
+		tpc_message_free_batch(&batch);
+	free(chunk);
+}
+
+static void
+rejects_batch(const char *body, const char *reason, const char *name)
+{
+	rejects_batch_len(body, strlen(body), reason, name);
+}
+
+/*
+ * A batch that must be taken apart, and which of its messages must then be
+ * good: "+" or "-" for each.
+ */
+static void
+splits_batch(const char *body, const char *goods, const char *name)
+{
+	TpcBatch	batch;
+	char	   *chunk;
+	const char *why;
+	bool		result = decode_batch(body, strlen(body), &batch, &chunk,
+									  &why) &&
+	batch.nitems == (int) strlen(goods);
+
+	for (int i = 0; result && i < batch.nitems; i++)
+	{
+		TpcMessage	msg;
+		const TpcWire *wire = &batch.items[i].wire;
+		bool		good = tpc_message_decode_envelope(wire, &msg, &why) &&
+		tpc_message_decode_body(wire->body.ptr, wire->body.len, &msg,
+								&why);
+
+		if (good)
+			tpc_message_free_body(&msg);
+		result = good == (goods[i] == '+');
+	}
+	ok(result, name);
+	tpc_message_free_batch(&batch);
+	tpc_message_free_batch(&batch);
+	free(chunk);
+}
+
+#define COMMIT_ITEM "{\"type\":\"commit\",\"gtid\":\"" GTID "\",\"body\":{}}"
+
+/* One of each type: built, taken apart, and no byte of it does harm. */
+static void
+test_batch_round_trip(void)
+{
+	TpcCallItem call = {"add", "[1,{\"a\":\"]}\"}]", 14};
+	TpcMessage	msgs[TPC_MSG_INQUIRY + 1];
+	StringInfoData batch_text;
+	StringInfoData body;
+	TpcWire		wire;
+	TpcWireScratch scratch;
+	TpcBatch	batch;
+	char	   *chunk;
+	const char *why;
+	TpcMessage	none;
+	bool		result = true;
+	bool		truncated = true;
+
+	initStringInfo(&batch_text);
+	initStringInfo(&body);
+	tpc_message_begin_batch(&batch_text);
+	for (int i = 0; i < (int) lengthof(msgs); i++)
+	{
+		TpcMessage *msg = &msgs[i];
+		int			at;
+
+		memset(msg, 0, sizeof(*msg));
+		msg->type = (TpcMessageType) i;
+		memset(msg->id.coordinator, 'n', TPC_NODE_MAXLEN);
+		memset(msg->from, 'n', TPC_NODE_MAXLEN);
+		msg->id.gtid.incarnation = 7;
+		msg->id.gtid.sequence = i;
+		msg->timeout_ms = TPC_TIMEOUT_MAX_MS;
+		msg->vote = TPC_VOTE_READ_ONLY;
+		msg->calls = &call;
+		msg->ncalls = 1;
+		resetStringInfo(&body);
+		tpc_message_encode_body(msg, &body);
+		at = tpc_message_add_to_batch(&batch_text, msg, body.data, body.len);
+		result = result &&
+			memcmp(batch_text.data + at, body.data, body.len) == 0 &&
+			batch_text.len <= (i + 1) * (body.len + TPC_BATCH_ITEM_OVERHEAD);
+	}
+	ok(result, "batch: where the bodies lie, and what is around them");
+	tpc_message_fill_wire(&msgs[0], &wire, &scratch);
+	ok(!tpc_message_is_batch(&wire), "batch: one message is none");
+	tpc_message_end_batch(&batch_text, &wire);
+	ok(tpc_message_is_batch(&wire) && wire.correlation_id.ptr == NULL &&
+	   !tpc_message_decode_envelope(&wire, &none, &why),
+	   "batch: its envelope is not that of a message");
+
+	result = decode_batch(batch_text.data, batch_text.len, &batch, &chunk,
+						  &why) && batch.nitems == (int) lengthof(msgs);
+	for (int i = 0; result && i < batch.nitems; i++)
+	{
+		TpcWire    *item = &batch.items[i].wire;
+		TpcMessage	back;
+
+		/* decode_batch() lets them come from another node */
+		item->from = wire.from;
+		result = tpc_message_decode_envelope(item, &back, &why) &&
+			back.type == (TpcMessageType) i &&
+			strcmp(back.id.coordinator, msgs[1].id.coordinator) == 0 &&
+			back.id.gtid.sequence == (uint64) i &&
+			back.timeout_ms ==
+			(i == TPC_MSG_PREPARE ? TPC_TIMEOUT_MAX_MS : 0) &&
+			tpc_message_decode_body(item->body.ptr, item->body.len, &back,
+									&why) &&
+			back.ncalls == (i == TPC_MSG_PREPARE ? 1 : 0);
+		tpc_message_free_body(&back);
+	}
+	ok(result, "batch: round trip");
+	tpc_message_free_batch(&batch);
+	free(chunk);
+
+	for (int len = 0; len < batch_text.len; len++)
+	{
+		if (decode_batch(batch_text.data, len, &batch, &chunk, &why))
+		{
+			truncated = false;
+			tpc_message_free_batch(&batch);
+		}
+		free(chunk);
+	}
+	ok(truncated, "batch: every truncation is rejected");
+
+	for (int i = 0; i < batch_text.len; i++)
+	{
+		static const char bytes[] = "\0\"\\{}[]:,0ut\x80\xf0\xff";
+		char		saved = batch_text.data[i];
+
+		for (size_t j = 0; j < sizeof(bytes) - 1; j++)
+		{
+			batch_text.data[i] = bytes[j];
+			if (decode_batch(batch_text.data, batch_text.len, &batch, &chunk,
+							 &why))
+			{
+				for (int k = 0; k < batch.nitems; k++)
+				{
+					TpcWire    *item = &batch.items[k].wire;
+					TpcMessage	back;
+
+					if (tpc_message_decode_envelope(item, &back, &why) &&
+						tpc_message_decode_body(item->body.ptr,
+												item->body.len, &back, &why))
+						tpc_message_free_body(&back);
+				}
+				tpc_message_free_batch(&batch);
+			}
+			free(chunk);
+		}
+		batch_text.data[i] = saved;
+	}
+	ok(true, "batch: every byte replaced");
+	pfree(batch_text.data);
+	pfree(body.data);
+}
+
+static void
+test_batches(void)
+{
+	TpcBatch	batch;
+	TpcWire		wire = make_wire("batch");
+	StringInfoData text;
+	const char *why;
+
+	/* The whole of it is wrong. */
+	wire.body = slice("[" COMMIT_ITEM "]");
+	wire.app_id = slice("another");
+	ok(!tpc_message_decode_batch(&wire, &batch, &why) && batch.nitems == 0,
+	   "batch: of another application");
+	wire = make_wire("batch");
+	wire.body = slice("[" COMMIT_ITEM "]");
+	wire.version = TPC_PROTOCOL_VERSION + 1;
+	ok(!tpc_message_decode_batch(&wire, &batch, &why) && batch.nitems == 0,
+	   "batch: of another version");
+	rejects_batch("", "body is empty", "batch: no body");
+	rejects_batch("[]", "a batch is empty", "batch: nothing in it");
+	rejects_batch("{}", "body is not a JSON array", "batch: an object");
+	rejects_batch(COMMIT_ITEM, "body is not a JSON array",
+				  "batch: a message that is in no array");
+	rejects_batch("null", "body is not a JSON array", "batch: null");
+	rejects_batch("[null]", NULL, "batch: of null");
+	rejects_batch("[" COMMIT_ITEM ",]", NULL, "batch: a comma too many");
+	rejects_batch("[" COMMIT_ITEM " " COMMIT_ITEM "]", NULL,
+				  "batch: a comma too few");
+	rejects_batch("[" COMMIT_ITEM "]]", NULL, "batch: something after it");
+	rejects_batch("[" COMMIT_ITEM, NULL, "batch: not closed");
+	rejects_batch("[[" COMMIT_ITEM "]]", NULL, "batch: an array in it");
+	rejects_batch("[{\"gtid\":\"" GTID "\",\"body\":{}}]",
+				  "field \"type\" is missing", "batch: no type");
+	rejects_batch("[{\"type\":\"commit\",\"body\":{}}]",
+				  "field \"gtid\" is missing", "batch: no gtid");
+	rejects_batch("[{\"type\":\"commit\",\"type\":\"commit\",\"gtid\":\""
+				  GTID "\"}]",
+				  "field \"type\" is repeated", "batch: two types");
+	rejects_batch("[{\"type\":1,\"gtid\":\"" GTID "\"}]",
+				  "field \"type\" is malformed", "batch: type is a number");
+	rejects_batch("[{\"type\":\"commit\",\"gtid\":[\"" GTID "\"]}]",
+				  "field \"gtid\" is malformed", "batch: gtid is an array");
+	rejects_batch("[{\"type\":\"prepare\",\"gtid\":\"" GTID "\","
+				  "\"timeout\":\"10\",\"body\":{\"calls\":[]}}]",
+				  "field \"timeout\" is malformed",
+				  "batch: timeout is a string");
+	rejects_batch("[{\"type\":\"commit\",\"gtid\":\"" GTID "\","
+				  "\"body\":[]}]",
+				  "field \"body\" is malformed", "batch: body is an array");
+	rejects_batch("[{\"type\":\"commit\",\"gtid\":\"" GTID "\","
+				  "\"body\":{}{}}]", NULL, "batch: two bodies");
+	rejects_batch("[{\"type\":\"commit\",\"gtid\":\"" GTID "\","
+				  "\"body\":{\"a\":nothing}}]", NULL,
+				  "batch: a body with a word that is none");
+	rejects_batch_len("[" COMMIT_ITEM "]", strlen(COMMIT_ITEM) + 3,
+					  "body is not valid UTF-8", "batch: a NUL after it");
+	rejects_batch("[{\"type\":\"\\u0000\",\"gtid\":\"" GTID "\"}]", NULL,
+				  "batch: an escaped NUL in the type");
+
+	/* One of its messages is wrong. */
+	splits_batch("[" COMMIT_ITEM "]", "+", "batch: of one");
+	splits_batch(" [ " COMMIT_ITEM " , " COMMIT_ITEM " ] ", "++",
+				 "batch: of two that are the same");
+	splits_batch("[{\"gtid\":\"" GTID "\",\"x\":[1,{}],\"type\":\"rollback\"},"
+				 "{\"type\":\"unknown\",\"gtid\":\"" GTID "\",\"body\":null}]",
+				 "++", "batch: without bodies, with an unknown field");
+	splits_batch("[{\"type\":\"comm\\u0069t\",\"gtid\":\"" GTID "\"}]", "+",
+				 "batch: an escape in the type");
+	splits_batch("[{\"type\":\"batch\",\"gtid\":\"" GTID "\",\"body\":{}},"
+				 COMMIT_ITEM "]", "-+", "batch: a batch in it");
+	splits_batch("[" COMMIT_ITEM ",{\"type\":\"a type that is none at all\","
+				 "\"gtid\":\"" GTID "\"}," COMMIT_ITEM "]", "+-+",
+				 "batch: an unknown type in it");
+	splits_batch("[{\"type\":\"commit\",\"gtid\":\"glob/" UUID "\"},"
+				 "{\"type\":\"commit\",\"gtid\":\"\"},"
+				 COMMIT_ITEM "]", "--+", "batch: gtids that are not good");
+	splits_batch("[{\"type\":\"vote\",\"gtid\":\"" GTID "\","
+				 "\"body\":{\"vote\":\"maybe\"}},"
+				 "{\"type\":\"vote\",\"gtid\":\"" GTID "\","
+				 "\"body\":{\"vote\":\"\\ud800\"}},"
+				 "{\"type\":\"vote\",\"gtid\":\"" GTID "\","
+				 "\"body\":{\"vote\":\"yes\",\"x\":[}]},"
+				 "{\"type\":\"vote\",\"gtid\":\"" GTID "\","
+				 "\"body\":{\"vote\":\"yes\"}}]", "---+",
+				 "batch: bodies that are not good");
+	for (int i = 0; i < 6; i++)
+	{
+		static const char *const timeouts[] = {
+			"1", "1073741823", "0", "-1", "1e3", "1073741824"
+		};
+
+		splits_batch(format("[{\"type\":\"prepare\",\"gtid\":\"" GTID "\","
+							"\"timeout\":%s,\"body\":{\"calls\":[]}}]",
+							timeouts[i]), i < 2 ? "+" : "-",
+					 format("batch: a timeout of %s", timeouts[i]));
+	}
+	splits_batch("[{\"type\":\"prepare\",\"gtid\":\"" GTID "\","
+				 "\"body\":{\"calls\":[]}}]", "-",
+				 "batch: a prepare without a timeout");
+
+	/* Too much of it. */
+	initStringInfo(&text);
+	for (int n = TPC_BATCH_MAX_ITEMS; n <= TPC_BATCH_MAX_ITEMS + 1; n++)
+	{
+		char		goods[TPC_BATCH_MAX_ITEMS + 1];
+
+		memset(goods, '+', TPC_BATCH_MAX_ITEMS);
+		goods[TPC_BATCH_MAX_ITEMS] = '\0';
+		resetStringInfo(&text);
+		for (int i = 0; i < n; i++)
+			appendStringInfoString(&text, i == 0 ? "[" COMMIT_ITEM :
+								   "," COMMIT_ITEM);
+		appendStringInfoChar(&text, ']');
+		if (n == TPC_BATCH_MAX_ITEMS)
+			splits_batch(text.data, goods,
+						 "batch: as many messages as allowed");
+		else
+			rejects_batch(text.data, "too many messages in one batch",
+						  "batch: one message too many");
+	}
+	for (int extra = 0; extra <= 1; extra++)
+	{
+		resetStringInfo(&text);
+		appendStringInfoString(&text, "[" COMMIT_ITEM "]");
+		while (text.len < TPC_BATCH_MAX_BYTES + extra)
+			appendStringInfoChar(&text, ' ');
+		if (extra == 0)
+			splits_batch(text.data, "+", "batch: as long as allowed");
+		else
+			rejects_batch(text.data, "body is too long",
+						  "batch: one byte too long");
+	}
+
+	/* What is nested too deeply in one message is its own concern. */
+	for (int extra = 0; extra <= 1; extra++)
+	{
+		resetStringInfo(&text);
+		appendStringInfoString(&text, "[{\"type\":\"prepare\",\"gtid\":\"" GTID
+							   "\",\"timeout\":1,\"body\":{\"calls\":["
+							   "{\"handler\":\"h\",\"arg\":");
+		for (int i = 0; i < TPC_JSON_MAX_DEPTH + extra; i++)
+			appendStringInfoChar(&text, '[');
+		for (int i = 0; i < TPC_JSON_MAX_DEPTH + extra; i++)
+			appendStringInfoChar(&text, ']');
+		appendStringInfoString(&text, "}]}}," COMMIT_ITEM "]");
+		splits_batch(text.data, extra == 0 ? "++" : "-+",
+					 format("batch: an argument nested %d deep",
+							TPC_JSON_MAX_DEPTH + extra));
+	}
+	resetStringInfo(&text);
+	appendStringInfoString(&text, "[{\"type\":\"commit\",\"gtid\":\"" GTID
+						   "\",\"body\":{\"a\":");
+	while (text.len < TPC_BATCH_MAX_BYTES)
+		appendStringInfoChar(&text, '[');
+	rejects_batch(text.data, "field \"body\" is malformed",
+				  "batch: a body of nothing but brackets");
+	pfree(text.data);
+}
+
 int
 main(void)
 {
@@ -1237,5 +1595,7 @@ main(void)
 	test_prepares();
 	test_sizes();
 	test_bytes();
+	test_batch_round_trip();
+	test_batches();
 	return done_testing();
 }
