@@ -21,6 +21,7 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -44,6 +45,19 @@
 #define FLOOR_COORDINATOR	1
 #define FLOOR_SENDER		2
 #define FLOOR_GTID			3
+
+/* A floor as this process saw it last. */
+typedef struct SeenFloor
+{
+	char		coordinator[TPC_NODE_SIZE];
+	char		sender[TPC_USER_MAXLEN + 1];
+	TpcGtid		floor;
+	ItemPointerData tid;
+} SeenFloor;
+
+#define NSEEN_FLOORS	32		/* places; who needs one takes it */
+
+static SeenFloor seen_floors[NSEEN_FLOORS];
 
 /*
  * tpc_branch_gid: the GID of a message-driven branch.  GIDs are the cluster's,
@@ -146,6 +160,18 @@ tpc_branch_insert(const TpcGlobalId *id, const char *gid, const char *sender)
 	table_close(rel, NoLock);
 }
 
+/* The place of a floor; whether it holds that one, or another or none. */
+static SeenFloor *
+seen_floor(const char *coordinator, const char *sender, bool *found)
+{
+	uint32		hash = string_hash(coordinator, TPC_NODE_SIZE);
+	SeenFloor  *seen = &seen_floors[hash % NSEEN_FLOORS];
+
+	*found = strcmp(seen->coordinator, coordinator) == 0 &&
+		strcmp(seen->sender, sender) == 0;
+	return seen;
+}
+
 /*
  * tpc_branch_below_floor: whether a snapshot taken now shows the transaction
  * as closed, by the word of the broker user that the message comes from.
@@ -159,33 +185,55 @@ bool
 tpc_branch_below_floor(const TpcGlobalId *id, const char *sender)
 {
 	Relation	rel = tpc_relation_open("floor", AccessShareLock);
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	bool		below = false;
+	bool		found;
+	SeenFloor  *seen = seen_floor(id->coordinator, sender, &found);
+	ItemPointerData tid;
+	ScanKeyData keys[2];
 
+	if (found)
+		tid = seen->tid;
+	else
+		ItemPointerSetInvalid(&tid);
 	ScanKeyEntryInitialize(&keys[0], 0, FLOOR_COORDINATOR,
 						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
 						   F_TEXTEQ, CStringGetTextDatum(id->coordinator));
 	ScanKeyEntryInitialize(&keys[1], 0, FLOOR_SENDER,
 						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
 						   F_TEXTEQ, CStringGetTextDatum(sender));
-	scan = systable_beginscan(rel, tpc_index_oid("floor_pkey"), true, NULL,
-							  2, keys);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
+	if (tpc_relation_lookup(rel, "floor_pkey", keys, 2, &tid, slot))
 	{
 		bool		isnull;
-		Datum		datum = heap_getattr(tuple, FLOOR_GTID,
-										 RelationGetDescr(rel), &isnull);
+		Datum		datum = slot_getattr(slot, FLOOR_GTID, &isnull);
 		TpcGtid		floor;
 
 		if (tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &floor))
+		{
 			below = tpc_gtid_compare(&id->gtid, &floor) < 0;
+			strlcpy(seen->coordinator, id->coordinator,
+					sizeof(seen->coordinator));
+			strlcpy(seen->sender, sender, sizeof(seen->sender));
+			seen->floor = floor;
+			seen->tid = tid;
+		}
 	}
-	systable_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return below;
+}
+
+/*
+ * tpc_branch_seems_closed: whether a floor that this process has seen closes
+ * the transaction, from memory: a hint to look.
+ */
+bool
+tpc_branch_seems_closed(const TpcGlobalId *id, const char *sender)
+{
+	bool		found;
+	SeenFloor  *seen = seen_floor(id->coordinator, sender, &found);
+
+	return found && tpc_gtid_compare(&id->gtid, &seen->floor) < 0;
 }
 
 /*

@@ -286,6 +286,7 @@ run_branch(const Work *work)
 	Oid			save_userid;
 	int			save_sec_context;
 	int			left_ms;
+	bool		closed;
 	bool		writes;
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
@@ -297,11 +298,14 @@ run_branch(const Work *work)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 
-	/* Did it take effect before? */
+	/*
+	 * Did it take effect before?  The look at the floor that counts comes
+	 * after the insert; this one saves running what is known to be closed.
+	 */
 	tpc_branch_probe(&work->id, &row);
-	switch (tpc_protocol_prepare(row.state,
-								 tpc_branch_below_floor(&work->id,
-														work->user_id)))
+	closed = tpc_branch_seems_closed(&work->id, work->user_id) &&
+		tpc_branch_below_floor(&work->id, work->user_id);
+	switch (tpc_protocol_prepare(row.state, closed))
 	{
 		case TPC_PREPARE_RUN:
 			break;
