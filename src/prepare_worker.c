@@ -57,6 +57,7 @@ typedef struct Work
 	uint32		len;
 	char		gid[TPC_GID_SIZE];
 	char		gtid[TPC_GTID_TEXT_SIZE];
+	TransactionId xid;			/* of what was prepared */
 } Work;
 
 typedef enum WorkResult
@@ -145,6 +146,8 @@ finish_job(const Work *work, dsa_pointer vote)
 	item->epoch = work->job->epoch;
 	key = work->job->key;
 	hash_search(tpc_jobs, &key, HASH_REMOVE, NULL);
+	if (current_prepared)
+		tpc_prepared_note(node->dbid, &work->id, work->xid, work->user_id);
 	LWLockRelease(&tpc_shared->jobs);
 	current_work = NULL;
 	dsa_free(tpc_area(), work->body);
@@ -280,7 +283,7 @@ run_calls(const Work *work)
  * be taken for a no once current_prepared is set.
  */
 static WorkResult
-run_branch(const Work *work)
+run_branch(Work *work)
 {
 	TpcBranchRow row;
 	Oid			save_userid;
@@ -401,6 +404,7 @@ run_branch(const Work *work)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("transaction %s is closed", work->gtid)));
 	PopActiveSnapshot();
+	work->xid = GetTopTransactionId();
 
 	TPC_FAILPOINT("P3.before");
 	if (!PrepareTransactionBlock(work->gid))

@@ -22,6 +22,7 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/procarray.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -181,6 +182,37 @@ job_exists(const TpcItem *item)
 }
 
 /*
+ * recall_branch: the row of a branch that a prepare worker has prepared, from
+ * memory.  False if it is not remembered, or not prepared any more.
+ *
+ * As long as the transaction that wrote the row is in progress, it is
+ * prepared, and its GID is its own.  Recalled once: whoever comes back for it
+ * probes the table.
+ */
+static bool
+recall_branch(const TpcItem *item, TpcBranchRow *row)
+{
+	TpcPrepared *prepared;
+	TransactionId xid = InvalidTransactionId;
+
+	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
+	prepared = tpc_prepared_find(node->dbid, &item->id);
+	if (prepared != NULL && strcmp(prepared->user_id, item->user_id) == 0)
+	{
+		xid = prepared->xid;
+		prepared->dbid = InvalidOid;
+	}
+	LWLockRelease(&tpc_shared->jobs);
+	if (!TransactionIdIsValid(xid) || !TransactionIdIsInProgress(xid))
+		return false;
+	memset(row, 0, sizeof(*row));
+	row->state = TPC_BRANCH_IN_PROGRESS;
+	tpc_branch_gid(&item->id, node->name, row->gid);
+	strlcpy(row->sender, item->user_id, sizeof(row->sender));
+	return true;
+}
+
+/*
  * finish_prepared: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
  * returns true.  False if there is no such prepared transaction, or it is
  * busy (its backend is still leaving it, or another resolver has it).
@@ -268,11 +300,14 @@ decide(const TpcItem *item)
 	facts.decision = commit ? TPC_DECISION_COMMIT : TPC_DECISION_ROLLBACK;
 
 	tpc_worker_begin();
-	tpc_branch_probe(&item->id, &row);
+	if (!recall_branch(item, &row))
+	{
+		tpc_branch_probe(&item->id, &row);
+		facts.job_exists = job_exists(item);
+	}
 	facts.branch = row.state;
 	facts.sender_matches = row.state != TPC_BRANCH_NONE &&
 		strcmp(row.sender, item->user_id) == 0;
-	facts.job_exists = job_exists(item);
 	if (row.state == TPC_BRANCH_COMMITTED && !commit)
 		facts.forgotten = says_forgotten(item);
 	if (row.state == TPC_BRANCH_NONE && commit)
