@@ -28,6 +28,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -236,6 +237,21 @@ reset_session(void)
 }
 
 /*
+ * The lock_timeout that handlers find, and that a RESET in them goes back to.
+ * Outside of a transaction, so that ending one has nothing to take back.
+ */
+static void
+set_lock_timeout(void)
+{
+	char		value[32];
+
+	if (LockTimeout == tpc_lock_timeout)
+		return;
+	snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
+	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
  * run_calls: step P2.  Run the handlers in order, in the open transaction.
  */
 static void
@@ -294,6 +310,7 @@ run_branch(Work *work)
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 
+	set_lock_timeout();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	BeginTransactionBlock();
@@ -343,15 +360,6 @@ run_branch(Work *work)
 				 errmsg("transaction %s reached its deadline before it was begun",
 						work->gtid)));
 
-	if (tpc_lock_timeout > 0)
-	{
-		char		value[32];
-
-		snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
-		(void) set_config_option("lock_timeout", value, PGC_SUSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
-								 false);
-	}
 	/* A yes is to hold after a failover as well. */
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
 		(void) set_config_option("synchronous_commit", "on", PGC_SUSET,

@@ -622,6 +622,7 @@ tpc_resolve_worker_main(Datum arg)
 										  ALLOCSET_DEFAULT_SIZES);
 	if (lead)
 		tpc_housekeeper_init(node);
+	pgstat_report_activity(STATE_IDLE, NULL);
 
 	for (;;)
 	{
@@ -640,7 +641,6 @@ tpc_resolve_worker_main(Datum arg)
 		if (lead)
 			timeout = Min(timeout, tpc_housekeeper_turn());
 		pgstat_report_stat(false);
-		pgstat_report_activity(STATE_IDLE, NULL);
 
 		tpc_worker_wait(self, work_waiting, timeout,
 						tpc_wait_event(&wait_event_main,
