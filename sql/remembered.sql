@@ -125,8 +125,41 @@ SELECT tpc_amqp.register_handler('remembered', 'regress_remembered.one(jsonb)');
 \c regress_reviews
 :show
 
+-- What one handler has set for the session, the next one does not find;
+-- whether the first has written, read, or failed.
+CREATE FUNCTION regress_remembered.set_it(jsonb) RETURNS void
+	LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config('work_mem', '123kB', false),
+		set_config('lock_timeout', '123ms', false),
+		set_config('regress.mine', 'set', false);
+	IF $1 = '"write"' THEN
+		INSERT INTO regress_remembered.done (what) VALUES ('set');
+	ELSIF $1 = '"fail"' THEN
+		RAISE 'set, and failed';
+	END IF;
+END $$;
+CREATE FUNCTION regress_remembered.show_it(jsonb) RETURNS void LANGUAGE sql AS $$
+	INSERT INTO regress_remembered.done (what)
+	SELECT format('work_mem set: %s; lock_timeout: %s; mine: "%s"',
+		current_setting('work_mem') = '123kB', current_setting('lock_timeout'),
+		current_setting('regress.mine', true))
+$$;
+SELECT tpc_amqp.register_handler('set_it', 'regress_remembered.set_it(jsonb)');
+SELECT tpc_amqp.register_handler('remembered', 'regress_remembered.show_it(jsonb)');
+\c regress_blog
+SELECT tpc_amqp.call('reviews', 'set_it', '"write"');
+:call
+SELECT tpc_amqp.call('reviews', 'set_it', '"read"');
+:call
+SELECT tpc_amqp.call('reviews', 'set_it', '"fail"');
+:call
+\c regress_reviews
+:show
+
 SELECT count(tpc_amqp.unregister_handler(name)) FROM tpc_amqp.handlers
-WHERE name IN ('other', 'remembered');
+WHERE name IN ('other', 'remembered', 'set_it');
+SET client_min_messages = warning;
 DROP SCHEMA regress_remembered CASCADE;
 DROP ROLE regress_tpc_remembered;
 

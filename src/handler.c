@@ -484,10 +484,10 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  *
  * What handlers set (SET, SET LOCAL) holds for further ones of the same role
  * and for the triggers they defer, and is taken back before another role's
- * handler runs: it might be a search_path made to mislead that one.  What is
- * left at the end of the transaction, the caller resets.  Prepared statements
- * and cursors, which know no owner, go when the role changes, and those that
- * outlive a transaction when the next one's first handler is about to run.
+ * handler runs: it might be a search_path made to mislead that one.  After the
+ * last one, tpc_handler_end() takes it back.  Prepared statements and cursors,
+ * which know no owner, go when the role changes, and those that outlive a
+ * transaction when the next one's first handler is about to run.
  */
 void
 tpc_handler_run(const char *name, const char *caller, const char *arg,
@@ -543,4 +543,16 @@ tpc_handler_run(const char *name, const char *caller, const char *arg,
 
 	MemoryContextSwitchTo(old_context);
 	MemoryContextDelete(call_context);
+}
+
+/*
+ * tpc_handler_end: take back what handlers have set, before the transaction
+ * ends and makes it the session's.  The caller has fired the deferred triggers.
+ * (If the transaction aborts instead, that takes it back.)
+ */
+void
+tpc_handler_end(Oid running_as)
+{
+	if (OidIsValid(running_as))
+		AtEOXact_GUC(false, settings_level);
 }

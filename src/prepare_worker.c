@@ -228,14 +228,6 @@ have_reserve(void)
 	return DsaPointerIsValid(reserve);
 }
 
-/* Leave nothing of one handler's session state to the next. */
-static void
-reset_session(void)
-{
-	ResetAllOptions();
-	LockReleaseAll(USER_LOCKMETHOD, true);
-}
-
 /*
  * The lock_timeout that handlers find, and that a RESET in them goes back to.
  * Outside of a transaction, so that ending one has nothing to take back.
@@ -253,8 +245,9 @@ set_lock_timeout(void)
 
 /*
  * run_calls: step P2.  Run the handlers in order, in the open transaction.
+ * Returns the role of the last one, which stays in force.
  */
-static void
+static Oid
 run_calls(const Work *work)
 {
 	TpcMessage	msg;
@@ -292,6 +285,7 @@ run_calls(const Work *work)
 		tpc_handler_run(handler, work->id.coordinator, arg, strlen(arg),
 						&running_as);
 	}
+	return running_as;
 }
 
 /*
@@ -307,6 +301,7 @@ run_branch(Work *work)
 	int			left_ms;
 	bool		closed;
 	bool		writes;
+	Oid			running_as;
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 
@@ -371,7 +366,7 @@ run_branch(Work *work)
 
 	statement_may_write = false;
 	TPC_FAILPOINT("P2.before");
-	run_calls(work);
+	running_as = run_calls(work);
 	TPC_FAILPOINT("P2.after");
 
 	/*
@@ -382,6 +377,7 @@ run_branch(Work *work)
 	 */
 	AfterTriggerFireDeferred();
 	CommandCounterIncrement();
+	tpc_handler_end(running_as);
 	SetUserIdAndSecContext(save_userid, save_sec_context);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	CHECK_FOR_INTERRUPTS();
@@ -547,7 +543,8 @@ run_job(Work *work)
 	}
 	if (DsaPointerIsValid(yes))
 		dsa_free(tpc_area(), yes);
-	reset_session();
+	/* Advisory locks of the session are not to be left to other handlers. */
+	LockReleaseAll(USER_LOCKMETHOD, true);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(job_context);
 
