@@ -21,6 +21,7 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -48,6 +49,19 @@
 #define FLOOR_COORDINATOR	1
 #define FLOOR_SENDER		2
 #define FLOOR_GTID			3
+
+/* A floor as this process saw it last. */
+typedef struct SeenFloor
+{
+	char		coordinator[TPC_NODE_SIZE];
+	char		sender[TPC_USER_MAXLEN + 1];
+	TpcGtid		floor;
+	ItemPointerData tid;
+} SeenFloor;
+
+#define NSEEN_FLOORS	32		/* places; who needs one takes it */
+
+static SeenFloor seen_floors[NSEEN_FLOORS];
 
 /*
  * tpc_branch_gid: the GID of a message-driven branch.  GIDs are the cluster's,
@@ -206,9 +220,52 @@ tpc_branch_insert(const TpcGlobalId *id, const char *gid, const char *sender)
 	table_close(rel, NoLock);
 }
 
+/* The place of a floor; whether it holds that one, or another or none. */
+static SeenFloor *
+seen_floor(const char *coordinator, const char *sender, bool *found)
+{
+	uint32		hash = string_hash(coordinator, TPC_NODE_SIZE);
+	SeenFloor  *seen = &seen_floors[hash % NSEEN_FLOORS];
+
+	*found = strcmp(seen->coordinator, coordinator) == 0 &&
+		strcmp(seen->sender, sender) == 0;
+	return seen;
+}
+
+/* Whether anybody has told a floor of the coordinator that closes G. */
+static bool
+closed_by_anybody(const TpcGlobalId *id)
+{
+	Relation	rel = tpc_relation_open("floor", AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		closed = false;
+
+	ScanKeyEntryInitialize(&key, 0, FLOOR_COORDINATOR,
+						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
+						   F_TEXTEQ, CStringGetTextDatum(id->coordinator));
+	scan = systable_beginscan(rel, tpc_index_oid("floor_pkey"), true, NULL,
+							  1, &key);
+	while (!closed && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, FLOOR_GTID,
+										 RelationGetDescr(rel), &isnull);
+		TpcGtid		floor;
+
+		closed = tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &floor) &&
+			tpc_gtid_compare(&id->gtid, &floor) < 0;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return closed;
+}
+
 /*
  * tpc_branch_below_floor: whether a snapshot taken now shows the transaction
- * as closed, by the word of the broker user that the message comes from.
+ * as closed, by the word of the broker user that the message comes from; a
+ * joined branch has none (""), and anybody's word closes it.
  *
  * Asked after tpc_branch_insert it is decisive.  If the floor's transaction
  * committed before our look, we see it.  If it commits later, it did not see
@@ -218,34 +275,61 @@ tpc_branch_insert(const TpcGlobalId *id, const char *gid, const char *sender)
 bool
 tpc_branch_below_floor(const TpcGlobalId *id, const char *sender)
 {
-	Relation	rel = tpc_relation_open("floor", AccessShareLock);
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
+	Relation	rel;
+	TupleTableSlot *slot;
 	bool		below = false;
+	bool		found;
+	SeenFloor  *seen;
+	ItemPointerData tid;
+	ScanKeyData keys[2];
 
+	if (sender[0] == '\0')
+		return closed_by_anybody(id);
+	rel = tpc_relation_open("floor", AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	seen = seen_floor(id->coordinator, sender, &found);
+	if (found)
+		tid = seen->tid;
+	else
+		ItemPointerSetInvalid(&tid);
 	ScanKeyEntryInitialize(&keys[0], 0, FLOOR_COORDINATOR,
 						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
 						   F_TEXTEQ, CStringGetTextDatum(id->coordinator));
 	ScanKeyEntryInitialize(&keys[1], 0, FLOOR_SENDER,
 						   BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
 						   F_TEXTEQ, CStringGetTextDatum(sender));
-	/* a joined branch has no sender: whoever has said that it is closed */
-	scan = systable_beginscan(rel, tpc_index_oid("floor_pkey"), true, NULL,
-							  sender[0] != '\0' ? 2 : 1, keys);
-	while (!below && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	if (tpc_relation_lookup(rel, "floor_pkey", keys, 2, &tid, slot))
 	{
 		bool		isnull;
-		Datum		datum = heap_getattr(tuple, FLOOR_GTID,
-										 RelationGetDescr(rel), &isnull);
+		Datum		datum = slot_getattr(slot, FLOOR_GTID, &isnull);
 		TpcGtid		floor;
 
 		if (tpc_gtid_from_bytes(DatumGetUUIDP(datum)->data, &floor))
+		{
 			below = tpc_gtid_compare(&id->gtid, &floor) < 0;
+			strlcpy(seen->coordinator, id->coordinator,
+					sizeof(seen->coordinator));
+			strlcpy(seen->sender, sender, sizeof(seen->sender));
+			seen->floor = floor;
+			seen->tid = tid;
+		}
 	}
-	systable_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return below;
+}
+
+/*
+ * tpc_branch_seems_closed: whether a floor that this process has seen closes
+ * the transaction, from memory: a hint to look.
+ */
+bool
+tpc_branch_seems_closed(const TpcGlobalId *id, const char *sender)
+{
+	bool		found;
+	SeenFloor  *seen = seen_floor(id->coordinator, sender, &found);
+
+	return found && tpc_gtid_compare(&id->gtid, &seen->floor) < 0;
 }
 
 /*

@@ -54,6 +54,8 @@ extern void tpc_branch_insert(const TpcGlobalId *id, const char *gid,
 							  const char *sender);
 extern bool tpc_branch_below_floor(const TpcGlobalId *id,
 								   const char *sender);
+extern bool tpc_branch_seems_closed(const TpcGlobalId *id,
+									const char *sender);
 extern bool tpc_branch_advance_floor(const char *coordinator,
 									 const char *sender,
 									 const TpcGtid *floor);

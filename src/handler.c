@@ -32,7 +32,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
+#include "common/hashfn.h"
 #include "commands/prepare.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
@@ -64,6 +64,17 @@
 #define HANDLER_RUN_AS		3
 #define HANDLER_CALLERS		4
 #define HANDLER_NATTS		4
+
+/* Where this process found a handler's row last: only ever a hint. */
+typedef struct SeenHandler
+{
+	char		name[TPC_HANDLER_MAXLEN + 1];
+	ItemPointerData tid;
+} SeenHandler;
+
+#define NSEEN_HANDLERS	64		/* places; who needs one takes it */
+
+static SeenHandler seen_handlers[NSEEN_HANDLERS];
 
 /* A row, palloc'd in the caller's context. */
 typedef struct HandlerRow
@@ -205,33 +216,37 @@ find_function(const char *signature)
 static bool
 find_handler(Relation rel, const char *name, HandlerRow *row)
 {
+	SeenHandler *seen = &seen_handlers[string_hash(name, sizeof(seen->name)) %
+									   NSEEN_HANDLERS];
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ItemPointerData tid;
 	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
 	bool		found;
 
+	if (strcmp(seen->name, name) == 0)
+		tid = seen->tid;
+	else
+		ItemPointerSetInvalid(&tid);
 	ScanKeyEntryInitialize(&key, 0, HANDLER_NAME, BTEqualStrategyNumber,
 						   InvalidOid, C_COLLATION_OID, F_TEXTEQ,
 						   CStringGetTextDatum(name));
-	scan = systable_beginscan(rel, tpc_index_oid("handler_pkey"), true, NULL,
-							  1, &key);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
+	found = tpc_relation_lookup(rel, "handler_pkey", &key, 1, &tid, slot);
 	if (found)
 	{
-		TupleDesc	desc = RelationGetDescr(rel);
 		bool		isnull;
 		Datum		datum;
 
-		row->tid = tuple->t_self;
-		datum = heap_getattr(tuple, HANDLER_FUNCTION, desc, &isnull);
+		strlcpy(seen->name, name, sizeof(seen->name));
+		seen->tid = tid;
+		row->tid = tid;
+		datum = slot_getattr(slot, HANDLER_FUNCTION, &isnull);
 		row->function = TextDatumGetCString(datum);
-		datum = heap_getattr(tuple, HANDLER_RUN_AS, desc, &isnull);
+		datum = slot_getattr(slot, HANDLER_RUN_AS, &isnull);
 		row->run_as = DatumGetObjectId(datum);
-		datum = heap_getattr(tuple, HANDLER_CALLERS, desc, &isnull);
+		datum = slot_getattr(slot, HANDLER_CALLERS, &isnull);
 		row->callers = isnull ? NULL : DatumGetArrayTypePCopy(datum);
 	}
-	systable_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
 	return found;
 }
 
@@ -395,7 +410,7 @@ find_callable(const char *name, const char *caller, Oid *run_as)
 	 * Rows of a table that only has the right name, in a schema that somebody
 	 * made after the extension was dropped, must not run as anybody.
 	 */
-	(void) get_extension_oid("tpc_amqp", false);
+	tpc_extension_require();
 
 	rel = tpc_relation_open("handler", AccessShareLock);
 	found = find_handler(rel, name, &row);
@@ -469,10 +484,10 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  *
  * What handlers set (SET, SET LOCAL) holds for further ones of the same role
  * and for the triggers they defer, and is taken back before another role's
- * handler runs: it might be a search_path made to mislead that one.  What is
- * left at the end of the transaction, the caller resets.  Prepared statements
- * and cursors, which know no owner, go when the role changes, and those that
- * outlive a transaction when the next one's first handler is about to run.
+ * handler runs: it might be a search_path made to mislead that one.  After the
+ * last one, tpc_handler_end() takes it back.  Prepared statements and cursors,
+ * which know no owner, go when the role changes, and those that outlive a
+ * transaction when the next one's first handler is about to run.
  */
 void
 tpc_handler_run(const char *name, const char *caller, const char *arg,
@@ -528,4 +543,16 @@ tpc_handler_run(const char *name, const char *caller, const char *arg,
 
 	MemoryContextSwitchTo(old_context);
 	MemoryContextDelete(call_context);
+}
+
+/*
+ * tpc_handler_end: take back what handlers have set, before the transaction
+ * ends and makes it the session's.  The caller has fired the deferred triggers.
+ * (If the transaction aborts instead, that takes it back.)
+ */
+void
+tpc_handler_end(Oid running_as)
+{
+	if (OidIsValid(running_as))
+		AtEOXact_GUC(false, settings_level);
 }

@@ -28,6 +28,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -57,6 +58,7 @@ typedef struct Work
 	uint32		len;
 	char		gid[TPC_GID_SIZE];
 	char		gtid[TPC_GTID_TEXT_SIZE];
+	TransactionId xid;			/* of what was prepared */
 } Work;
 
 typedef enum WorkResult
@@ -145,6 +147,8 @@ finish_job(const Work *work, dsa_pointer vote)
 	item->epoch = work->job->epoch;
 	key = work->job->key;
 	hash_search(tpc_jobs, &key, HASH_REMOVE, NULL);
+	if (current_prepared)
+		tpc_prepared_note(node->dbid, &work->id, work->xid, work->user_id);
 	LWLockRelease(&tpc_shared->jobs);
 	current_work = NULL;
 	dsa_free(tpc_area(), work->body);
@@ -224,18 +228,26 @@ have_reserve(void)
 	return DsaPointerIsValid(reserve);
 }
 
-/* Leave nothing of one handler's session state to the next. */
+/*
+ * The lock_timeout that handlers find, and that a RESET in them goes back to.
+ * Outside of a transaction, so that ending one has nothing to take back.
+ */
 static void
-reset_session(void)
+set_lock_timeout(void)
 {
-	ResetAllOptions();
-	LockReleaseAll(USER_LOCKMETHOD, true);
+	char		value[32];
+
+	if (LockTimeout == tpc_lock_timeout)
+		return;
+	snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
+	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /*
  * run_calls: step P2.  Run the handlers in order, in the open transaction.
+ * Returns the role of the last one, which stays in force.
  */
-static void
+static Oid
 run_calls(const Work *work, bool *must_prepare)
 {
 	TpcMessage	msg;
@@ -274,6 +286,7 @@ run_calls(const Work *work, bool *must_prepare)
 		tpc_handler_run(handler, work->id.coordinator, arg, strlen(arg),
 						&running_as);
 	}
+	return running_as;
 }
 
 /*
@@ -281,17 +294,20 @@ run_calls(const Work *work, bool *must_prepare)
  * be taken for a no once current_prepared is set.
  */
 static WorkResult
-run_branch(const Work *work)
+run_branch(Work *work)
 {
 	TpcBranchRow row;
 	Oid			save_userid;
 	int			save_sec_context;
 	int			left_ms;
+	bool		closed;
 	bool		writes;
 	bool		must_prepare = false;
+	Oid			running_as;
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 
+	set_lock_timeout();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	BeginTransactionBlock();
@@ -299,11 +315,14 @@ run_branch(const Work *work)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 
-	/* Did it take effect before? */
+	/*
+	 * Did it take effect before?  The look at the floor that counts comes
+	 * after the insert; this one saves running what is known to be closed.
+	 */
 	tpc_branch_probe(&work->id, &row);
-	switch (tpc_protocol_prepare(row.state,
-								 tpc_branch_below_floor(&work->id,
-														work->user_id)))
+	closed = tpc_branch_seems_closed(&work->id, work->user_id) &&
+		tpc_branch_below_floor(&work->id, work->user_id);
+	switch (tpc_protocol_prepare(row.state, closed))
 	{
 		case TPC_PREPARE_RUN:
 			break;
@@ -338,15 +357,6 @@ run_branch(const Work *work)
 				 errmsg("transaction %s reached its deadline before it was begun",
 						work->gtid)));
 
-	if (tpc_lock_timeout > 0)
-	{
-		char		value[32];
-
-		snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
-		(void) set_config_option("lock_timeout", value, PGC_SUSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
-								 false);
-	}
 	/* A yes is to hold after a failover as well. */
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
 		(void) set_config_option("synchronous_commit", "on", PGC_SUSET,
@@ -358,7 +368,7 @@ run_branch(const Work *work)
 
 	statement_may_write = false;
 	TPC_FAILPOINT("P2.before");
-	run_calls(work, &must_prepare);
+	running_as = run_calls(work, &must_prepare);
 	TPC_FAILPOINT("P2.after");
 
 	/*
@@ -369,6 +379,7 @@ run_branch(const Work *work)
 	 */
 	AfterTriggerFireDeferred();
 	CommandCounterIncrement();
+	tpc_handler_end(running_as);
 	SetUserIdAndSecContext(save_userid, save_sec_context);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	CHECK_FOR_INTERRUPTS();
@@ -399,6 +410,7 @@ run_branch(const Work *work)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("transaction %s is closed", work->gtid)));
 	PopActiveSnapshot();
+	work->xid = GetTopTransactionId();
 
 	/* Its own participants have to vote first, and in time. */
 	if (tpc_txn_has_calls())
@@ -544,7 +556,8 @@ run_job(Work *work)
 	if (DsaPointerIsValid(yes))
 		dsa_free(tpc_area(), yes);
 	tpc_txn_set_deadline(0);
-	reset_session();
+	/* Advisory locks of the session are not to be left to other handlers. */
+	LockReleaseAll(USER_LOCKMETHOD, true);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(job_context);
 

@@ -18,22 +18,130 @@
 #include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "relation.h"
 
 #define TPC_SCHEMA "tpc_amqp"
 
+/*
+ * What names were found to mean, in this process.  An entry goes when the
+ * server says that its relation, or any schema, has changed.
+ */
+typedef struct KnownRelation
+{
+	const char *name;			/* a literal of our callers */
+	Oid			relid;			/* InvalidOid: not looked up yet, or gone */
+} KnownRelation;
+
+#define MAX_KNOWN	16			/* more names than there are */
+
+static KnownRelation known[MAX_KNOWN];
+static int	nknown = 0;
+static bool extension_seen = false; /* it is in this database */
+static uint64 changes = 0;		/* invalidations so far */
+
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	changes++;
+	for (int i = 0; i < nknown; i++)
+	{
+		if (relid == InvalidOid || known[i].relid == relid)
+			known[i].relid = InvalidOid;
+	}
+}
+
+static void
+schema_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	relation_changed((Datum) 0, InvalidOid);
+}
+
+/*
+ * pg_extension itself sends no word of a change; but the extension cannot be
+ * dropped without its functions.
+ */
+static void
+function_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	changes++;
+	extension_seen = false;
+}
+
+static void
+watch_changes(void)
+{
+	static bool watching = false;
+
+	if (watching)
+		return;
+	watching = true;
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+}
+
 static Oid
-named_relation(const char *name)
+look_up_relation(const char *name)
 {
 	Oid			nspid = get_namespace_oid(TPC_SCHEMA, true);
 
 	return OidIsValid(nspid) ? get_relname_relid(name, nspid) : InvalidOid;
+}
+
+/* name: a string literal. */
+static Oid
+named_relation(const char *name)
+{
+	int			i;
+	uint64		before;
+	Oid			relid;
+
+	for (i = 0; i < nknown; i++)
+	{
+		if (strcmp(known[i].name, name) == 0)
+			break;
+	}
+	if (i < nknown && OidIsValid(known[i].relid))
+		return known[i].relid;
+
+	/* Keep it only if nothing has changed while we looked. */
+	watch_changes();
+	before = changes;
+	relid = look_up_relation(name);
+	if (changes == before && OidIsValid(relid) && i < MAX_KNOWN)
+	{
+		known[i].name = name;
+		known[i].relid = relid;
+		nknown = Max(nknown, i + 1);
+	}
+	return relid;
+}
+
+/*
+ * tpc_extension_require: raise 42704 unless the extension is in this database,
+ * as of the last time that invalidations were taken.
+ */
+void
+tpc_extension_require(void)
+{
+	uint64		before;
+
+	if (extension_seen)
+		return;
+	watch_changes();
+	before = changes;
+	(void) get_extension_oid("tpc_amqp", false);
+	extension_seen = changes == before;
 }
 
 /*
@@ -99,6 +207,66 @@ tpc_relation_probe(Relation rel, const char *index_name, ScanKey keys,
 	index_endscan(scan);
 	index_close(index, AccessShareLock);
 	return result;
+}
+
+/* Whether the row in slot is one the keys ask for. */
+static bool
+keys_match(TupleTableSlot *slot, ScanKey keys, int nkeys)
+{
+	for (int i = 0; i < nkeys; i++)
+	{
+		bool		isnull;
+		Datum		value = slot_getattr(slot, keys[i].sk_attno, &isnull);
+
+		if (isnull ||
+			!DatumGetBool(FunctionCall2Coll(&keys[i].sk_func,
+											keys[i].sk_collation, value,
+											keys[i].sk_argument)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * tpc_relation_lookup: the row that matches in a snapshot taken now; false if
+ * there is none.  slot (of the relation) holds it.  The index is unique, and
+ * its columns are the first ones of the table.
+ *
+ * hint: where the row was last time, or invalid; updated.  A version of the
+ * row that the snapshot shows is the one that the index would lead to, so
+ * reading that place first only saves the way.
+ */
+bool
+tpc_relation_lookup(Relation rel, const char *index_name, ScanKey keys,
+					int nkeys, ItemPointer hint, TupleTableSlot *slot)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		found = false;
+
+	/* The table may have been truncated since. */
+	if (ItemPointerIsValid(hint) &&
+		ItemPointerGetBlockNumber(hint) < RelationGetNumberOfBlocks(rel))
+		found = table_tuple_fetch_row_version(rel, hint, snapshot, slot) &&
+			keys_match(slot, keys, nkeys);
+	if (!found)
+	{
+		Relation	index = index_open(tpc_index_oid(index_name),
+									   AccessShareLock);
+		IndexScanDesc scan = tpc_index_beginscan(rel, index, snapshot, nkeys);
+
+		index_rescan(scan, keys, nkeys, NULL, 0);
+		found = index_getnext_slot(scan, ForwardScanDirection, slot);
+		if (found)
+			ExecMaterializeSlot(slot);
+		index_endscan(scan);
+		index_close(index, AccessShareLock);
+		if (found)
+			*hint = slot->tts_tid;
+		else
+			ItemPointerSetInvalid(hint);
+	}
+	UnregisterSnapshot(snapshot);
+	return found;
 }
 
 /*

@@ -36,6 +36,10 @@ extern Oid	tpc_index_oid(const char *name);
 extern TpcRowState tpc_relation_probe(Relation rel, const char *index_name,
 									  ScanKey keys, int nkeys,
 									  TupleTableSlot *slot);
+extern bool tpc_relation_lookup(Relation rel, const char *index_name,
+								ScanKey keys, int nkeys, ItemPointer hint,
+								TupleTableSlot *slot);
+extern void tpc_extension_require(void);
 extern void tpc_relation_begin_dirty(TpcDirtyScan *dirty, Relation rel,
 									 const char *index_name);
 extern TpcRowState tpc_relation_next_dirty(TpcDirtyScan *dirty,

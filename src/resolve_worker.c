@@ -22,6 +22,7 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/procarray.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -220,6 +221,37 @@ job_exists(const TpcItem *item)
 }
 
 /*
+ * recall_branch: the row of a branch that a prepare worker has prepared, from
+ * memory.  False if it is not remembered, or not prepared any more.
+ *
+ * As long as the transaction that wrote the row is in progress, it is
+ * prepared, and its GID is its own.  Recalled once: whoever comes back for it
+ * probes the table.
+ */
+static bool
+recall_branch(const TpcItem *item, TpcBranchRow *row)
+{
+	TpcPrepared *prepared;
+	TransactionId xid = InvalidTransactionId;
+
+	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
+	prepared = tpc_prepared_find(node->dbid, &item->id);
+	if (prepared != NULL && strcmp(prepared->user_id, item->user_id) == 0)
+	{
+		xid = prepared->xid;
+		prepared->dbid = InvalidOid;
+	}
+	LWLockRelease(&tpc_shared->jobs);
+	if (!TransactionIdIsValid(xid) || !TransactionIdIsInProgress(xid))
+		return false;
+	memset(row, 0, sizeof(*row));
+	row->state = TPC_BRANCH_IN_PROGRESS;
+	tpc_branch_gid(&item->id, node->name, row->gid);
+	strlcpy(row->sender, item->user_id, sizeof(row->sender));
+	return true;
+}
+
+/*
  * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
  * returns true.  False if there is no such prepared transaction, or it is
  * busy (its backend is still leaving it, or another resolver has it).  The
@@ -325,10 +357,13 @@ decide(const TpcItem *item)
 	facts.decision = commit ? TPC_DECISION_COMMIT : TPC_DECISION_ROLLBACK;
 
 	tpc_worker_begin();
-	tpc_branch_probe(&item->id, &row);
+	if (!recall_branch(item, &row))
+	{
+		tpc_branch_probe(&item->id, &row);
+		facts.job_exists = job_exists(item);
+	}
 	facts.branch = row.state;
 	facts.sender_matches = sender_matches(&row, item);
-	facts.job_exists = job_exists(item);
 	if (row.state == TPC_BRANCH_COMMITTED && !commit)
 		facts.forgotten = says_forgotten(item);
 	if (row.state == TPC_BRANCH_NONE && commit)
@@ -732,6 +767,7 @@ tpc_resolve_worker_main(Datum arg)
 										  ALLOCSET_DEFAULT_SIZES);
 	if (lead)
 		tpc_housekeeper_init(node);
+	pgstat_report_activity(STATE_IDLE, NULL);
 
 	for (;;)
 	{
@@ -750,7 +786,6 @@ tpc_resolve_worker_main(Datum arg)
 		if (lead)
 			timeout = Min(timeout, tpc_housekeeper_turn());
 		pgstat_report_stat(false);
-		pgstat_report_activity(STATE_IDLE, NULL);
 
 		tpc_worker_wait(self, work_waiting, timeout,
 						tpc_wait_event(&wait_event_main,

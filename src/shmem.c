@@ -33,6 +33,9 @@ HTAB	   *tpc_txns = NULL;
 HTAB	   *tpc_jobs = NULL;
 HTAB	   *tpc_gids = NULL;
 
+/* One place per transaction there can be; who needs one takes it. */
+static TpcPrepared *prepared = NULL;
+
 static void *area_place = NULL;
 static dsa_area *area = NULL;
 
@@ -66,6 +69,8 @@ shmem_request(void)
 	RequestAddinShmemSpace(hash_estimate_size(tpc_max_transactions,
 											  sizeof(TpcJob)));
 	RequestAddinShmemSpace(hash_estimate_size(gids_size(), sizeof(TpcGid)));
+	RequestAddinShmemSpace(mul_size(tpc_max_transactions,
+									sizeof(TpcPrepared)));
 	tpc_failpoint_shmem_request();
 	RequestNamedLWLockTranche("tpc_amqp", 1);
 }
@@ -143,6 +148,12 @@ shmem_startup(void)
 	tpc_gids = ShmemInitHash("tpc_amqp prepared transactions",
 							 gids_size(), gids_size(),
 							 &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	prepared = ShmemInitStruct("tpc_amqp prepared",
+							   mul_size(tpc_max_transactions,
+										sizeof(TpcPrepared)), &found);
+	if (!found)
+		memset(prepared, 0, mul_size(tpc_max_transactions,
+									 sizeof(TpcPrepared)));
 
 	area_place = ShmemInitStruct("tpc_amqp messages", AREA_IN_PLACE, &found);
 	if (!found)
@@ -380,6 +391,37 @@ tpc_job_find(Oid dbid, const TpcGlobalId *id)
 	key.dbid = dbid;
 	key.id = *id;
 	return hash_search(tpc_jobs, &key, HASH_FIND, NULL);
+}
+
+static TpcPrepared *
+prepared_place(const TpcGlobalId *id)
+{
+	return &prepared[id->gtid.sequence % tpc_max_transactions];
+}
+
+/* tpc_prepared_note: remember a branch, if need be in place of another. */
+void
+tpc_prepared_note(Oid dbid, const TpcGlobalId *id, TransactionId xid,
+				  const char *user_id)
+{
+	TpcPrepared *place = prepared_place(id);
+
+	Assert(LWLockHeldByMeInMode(&tpc_shared->jobs, LW_EXCLUSIVE));
+	place->dbid = dbid;
+	place->xid = xid;
+	place->id = *id;
+	strlcpy(place->user_id, user_id, sizeof(place->user_id));
+}
+
+/* tpc_prepared_find: NULL if it is not, or not any more, remembered. */
+TpcPrepared *
+tpc_prepared_find(Oid dbid, const TpcGlobalId *id)
+{
+	TpcPrepared *place = prepared_place(id);
+
+	Assert(LWLockHeldByMe(&tpc_shared->jobs));
+	return place->dbid == dbid &&
+		memcmp(&place->id, id, sizeof(*id)) == 0 ? place : NULL;
 }
 
 /*

@@ -328,6 +328,19 @@ typedef struct TpcJob
 	uint32		len;
 } TpcJob;
 
+/*
+ * What a resolve worker would otherwise have to read in table branch: a branch
+ * that was prepared here, and who sent its prepare.  It stays true, and says
+ * nothing on whether it is still prepared.  All fields under jobs.
+ */
+typedef struct TpcPrepared
+{
+	Oid			dbid;			/* InvalidOid: nothing */
+	TransactionId xid;
+	TpcGlobalId id;
+	char		user_id[TPC_USER_MAXLEN + 1];
+} TpcPrepared;
+
 typedef struct TpcGidKey
 {
 	Oid			dbid;
@@ -400,6 +413,9 @@ extern void tpc_txn_remove(TpcTxn *txn);
 extern void tpc_txn_free(TpcTxn *txn);
 extern void tpc_txn_queue(TpcNode *node, TpcTxn *txn);
 extern TpcJob *tpc_job_find(Oid dbid, const TpcGlobalId *id);
+extern void tpc_prepared_note(Oid dbid, const TpcGlobalId *id,
+							  TransactionId xid, const char *user_id);
+extern TpcPrepared *tpc_prepared_find(Oid dbid, const TpcGlobalId *id);
 
 /* Items.  These take the node's queue lock themselves. */
 extern dsa_pointer tpc_item_make(const TpcItem *head, const char *body,

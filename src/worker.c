@@ -274,7 +274,10 @@ tpc_worker_wait(TpcWorker *self, bool (*more_work) (void), long timeout_ms,
 	pg_atomic_write_u32(&self->idle, 0);
 }
 
-/* tpc_worker_begin, tpc_worker_end: a transaction with a snapshot. */
+/*
+ * tpc_worker_begin, tpc_worker_end: a transaction with a snapshot.  Statistics
+ * are for the caller to report, once it has nothing else to do.
+ */
 void
 tpc_worker_begin(void)
 {
@@ -288,5 +291,4 @@ tpc_worker_end(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	pgstat_report_stat(false);
 }
