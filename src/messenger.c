@@ -1420,7 +1420,7 @@ prepare_returned(const TpcWire *wire, TpcSlice routing_key)
 	tpc_node_count(node, TPC_STAT_PREPARES_RETURNED, 1);
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	txn = tpc_txn_find(node->dbid, &id.gtid);
-	if (txn != NULL && txn->state == TPC_TXN_PREPARING)
+	if (txn != NULL && takes_votes(txn))
 	{
 		TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
 

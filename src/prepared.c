@@ -118,6 +118,30 @@ report_finished(TpcNode *node, const TpcGid *entry, bool commit)
 					   gtid)));
 }
 
+/*
+ * wait_finished: for a moment, until a prepared transaction that is gone is
+ * known to be finished.
+ */
+static bool
+wait_finished(const char *gid, TpcGid *entry)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   REQUEST_INTERVAL_MS);
+	bool		known;
+	long		left;
+
+	ConditionVariablePrepareToSleep(&tpc_shared->gid_changed);
+	while ((known = tpc_gid_lookup(gid, entry)) &&
+		   entry->state == TPC_GID_PREPARED &&
+		   (left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												   deadline)) > 0)
+		(void) ConditionVariableTimedSleep(&tpc_shared->gid_changed, left,
+										   tpc_wait_event(&wait_event_decision,
+														  "TpcAmqpDecision"));
+	ConditionVariableCancelSleep();
+	return known && entry->state != TPC_GID_PREPARED;
+}
+
 /* J3: ask the coordinator of a joined branch. */
 static void
 send_request(TpcNode *node, const TpcGlobalId *id, bool commit)
@@ -266,9 +290,17 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 			break;
 	}
 
-	/* One that was finished past us: let the server say so. */
+	/*
+	 * Gone: a worker has finished it just now and is about to say so; or it
+	 * was finished past us, which is for the server to say.
+	 */
 	if (!still_exists(gid))
-		return TPC_FINISH_PASS;
+	{
+		if (!wait_finished(gid, &entry))
+			return TPC_FINISH_PASS;
+		report_finished(node, &entry, commit);
+		return TPC_FINISH_DONE;
+	}
 	if (entry.has_branch)
 	{
 		finish_joined(node, &entry, commit);
