@@ -373,7 +373,7 @@ $session->query_safe('COMMIT');
 $session->quit;
 on_both('a branch that has gone back to a savepoint');
 
-($session, $gtid) = enlisted(prepare_timeout => '500ms');
+($session, $gtid) = enlisted(%PATIENT);
 $reviews->try("BEGIN; SAVEPOINT a; SELECT tpc_amqp.join('$gtid');
 	ROLLBACK TO SAVEPOINT a;
 	INSERT INTO public.reviews (id) VALUES ($id); PREPARE TRANSACTION 'h'");
