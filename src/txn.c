@@ -74,6 +74,7 @@ typedef struct Enlisted
 	char	   *node;
 	int			index;			/* in the list of participants */
 	SubTransactionId subid;		/* where it was named */
+	bool		dropped;		/* that has rolled back; it may have voted */
 } Enlisted;
 
 /*
@@ -240,6 +241,11 @@ check_node_name(const char *node)
 						   TPC_NODE_MAXLEN)));
 }
 
+/*
+ * The node's, or NULL.  Raises if it was enlisted in a savepoint that has
+ * rolled back: a vote for that branch may be on its way, and would be taken
+ * for that of a new one.
+ */
 static Enlisted *
 find_enlisted(const char *node)
 {
@@ -249,8 +255,15 @@ find_enlisted(const char *node)
 	{
 		Enlisted   *enlisted = lfirst(lc);
 
-		if (strcmp(enlisted->node, node) == 0)
-			return enlisted;
+		if (strcmp(enlisted->node, node) != 0)
+			continue;
+		if (enlisted->dropped)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("node \"%s\" was enlisted in a savepoint that has been rolled back",
+							node),
+					 errdetail("It cannot take part in this transaction again.")));
+		return enlisted;
 	}
 	return NULL;
 }
@@ -429,6 +442,7 @@ tpc_enlist(PG_FUNCTION_ARGS)
 		Enlisted   *enlisted = palloc(sizeof(Enlisted));
 
 		enlisted->node = pstrdup(node);
+		enlisted->dropped = false;
 		enlisted->subid = GetCurrentSubTransactionId();
 		current.enlisted = lappend(current.enlisted, enlisted);
 		/* if this raises, the transaction is over, and the list with it */
@@ -443,11 +457,12 @@ tpc_enlist(PG_FUNCTION_ARGS)
 
 /* drop_enlisted: its savepoint has rolled back.  Never raises. */
 static void
-drop_enlisted(const Enlisted *enlisted)
+drop_enlisted(Enlisted *enlisted)
 {
 	TpcTxn	   *txn = current.txn;
 	TpcParticipant *part;
 
+	enlisted->dropped = true;
 	if (enlisted->index < 0)
 		return;
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
@@ -469,7 +484,14 @@ drop_enlisted(const Enlisted *enlisted)
 bool
 tpc_txn_has_calls(void)
 {
-	return current.calls != NIL || current.enlisted != NIL;
+	ListCell   *lc;
+
+	foreach(lc, current.enlisted)
+	{
+		if (!((Enlisted *) lfirst(lc))->dropped)
+			return true;
+	}
+	return current.calls != NIL;
 }
 
 /*
@@ -1112,7 +1134,8 @@ collect_missing(TpcTxn *txn)
 	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
-		if (parts[i].vote == TPC_PART_YES && !parts[i].acked &&
+		if (parts[i].vote == TPC_PART_YES && !parts[i].dropped &&
+			!parts[i].acked &&
 			len + TPC_NODE_SIZE + 4 < sizeof(missing_names))
 			len += snprintf(missing_names + len, sizeof(missing_names) - len,
 							"%s\"%s\"", len > 0 ? ", " : "", parts[i].node);
@@ -1310,11 +1333,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 			{
 				Enlisted   *enlisted = lfirst(lc);
 
-				if (enlisted->subid != mySubid)
-					continue;
-				drop_enlisted(enlisted);
-				current.enlisted = foreach_delete_current(current.enlisted,
-														  lc);
+				if (enlisted->subid == mySubid && !enlisted->dropped)
+					drop_enlisted(enlisted);
 			}
 			tpc_join_at_subxact(false, mySubid, parentSubid);
 			tpc_node_at_subxact(false, mySubid, parentSubid);
