@@ -277,7 +277,8 @@ typedef struct TpcTxn
 	int			nexpected;		/* of them, not dropped */
 	int			nvotes;			/* of those: yes and read-only */
 	int			nrefused;		/* of those: no and returned */
-	bool		votes_final;	/* the backend goes by them: none changes */
+	bool		votes_final;	/* the backend goes by them: none is taken
+								 * back */
 	int			npending_acks;	/* set when committed */
 	bool		prepares_sent;
 	bool		decision_sent;

@@ -797,6 +797,25 @@ wait_for_votes(TimestampTz deadline)
 }
 
 /*
+ * bind_votes: instead of step C2, if PREPARE is not to wait: from here on no
+ * vote can be taken back, for what the record says of them has to hold after a
+ * restart, too.  Raises for a no that has come already.
+ */
+static void
+bind_votes(void)
+{
+	TpcTxn	   *txn = current.txn;
+	int			nrefused;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->votes_final = true;
+	nrefused = txn->nrefused;
+	LWLockRelease(&tpc_shared->txns);
+	if (nrefused > 0)
+		raise_refusal(current.node, &current.id, NULL);
+}
+
+/*
  * tpc_txn_wait_for_votes: before COMMIT PREPARED, step Q2: wait until all
  * participants of a prepared transaction of this node have voted yes.  Raises
  * for a no, after prepare_timeout, and when interrupted; the transaction
@@ -857,8 +876,8 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 
 /*
  * second_phase: the participants that have one, and the users that voted:
- * those that voted yes, or (if votes are still out, and none may be read-only)
- * all, with "" for the user of one that has not voted.
+ * those that voted yes, or (if votes are still out) those that may, with ""
+ * for the user of one that has not.
  */
 static int
 second_phase(char **names, char **users, bool *enlisted, bool all)
@@ -871,9 +890,12 @@ second_phase(char **names, char **users, bool *enlisted, bool all)
 	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
-		if (!parts[i].dropped && (all || parts[i].vote == TPC_PART_YES))
+		bool		yes = parts[i].vote == TPC_PART_YES;
+
+		if (!parts[i].dropped &&
+			(yes || (all && parts[i].vote != TPC_PART_READ_ONLY)))
 		{
-			strcpy(users[n], parts[i].user_id);
+			strcpy(users[n], yes ? parts[i].user_id : "");
 			enlisted[n] = parts[i].enlisted;
 			names[n++] = parts[i].node;
 		}
@@ -945,6 +967,8 @@ gather(const char *gid)
 	hand_over(names, n, deadline, !wait);
 	if (wait)
 		wait_for_votes(deadline);
+	else
+		bind_votes();
 	current.votes_known = wait;
 	if (timed)
 		disable_timeout(STATEMENT_TIMEOUT, false);
