@@ -295,8 +295,10 @@ take_ack(const TpcItem *item)
 	{
 		for (int i = 0; i < entry->nparticipants; i++)
 		{
+			/* "": its vote came after the record was made */
 			if (strcmp(entry->participants[i], item->peer) != 0 ||
-				strcmp(entry->users[i], item->user_id) != 0)
+				(entry->users[i][0] != '\0' &&
+				 strcmp(entry->users[i], item->user_id) != 0))
 				continue;
 			asked = true;
 			if (entry->acked[i])
