@@ -806,7 +806,7 @@ carry_out_forced(void)
 
 		tpc_worker_begin();
 		tpc_branch_probe(&heuristic->id, &row);
-		if (row.state != TPC_BRANCH_IN_PROGRESS)
+		if (!tpc_branch_is_prepared(&row))
 		{
 			tpc_worker_end();
 			continue;

@@ -338,8 +338,12 @@ decide(const TpcItem *item)
 			!forced_commit;
 	}
 
-	/* What finishing it would tell: try, then ask again without it. */
-	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS;
+	/*
+	 * What finishing it would tell: try, then ask again without it.  But not
+	 * for a GID that the application chose: it may be another's.
+	 */
+	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS &&
+		(row.sender[0] != '\0' || tpc_branch_is_prepared(&row));
 	action = tpc_protocol_decide(&facts);
 	if (action == TPC_ACTION_FINISH)
 	{
@@ -571,6 +575,7 @@ serve_request(const TpcItem *item)
 	if (tpc_decision_probe(&item->id.gtid, &row) != TPC_ROW_IN_PROGRESS ||
 		row.gid == NULL || !tpc_gid_lookup(row.gid, &entry) ||
 		entry.state != TPC_GID_PREPARED || !entry.has_txn ||
+		tpc_gtid_compare(&entry.txn, &item->id.gtid) != 0 ||
 		(msg.wants_commit && !votes_are_in(&entry)))
 	{
 		tpc_worker_end();
