@@ -711,28 +711,21 @@ load_prepared(void)
 	LWLockRelease(&tpc_shared->control);
 }
 
-/* Whether it still is prepared; else how it ended.  In a transaction. */
+/*
+ * Whether it still is prepared; else how it ended.  In a transaction.  By the
+ * rows that ride in it: its GID may be in use again, by somebody else.
+ */
 static bool
 still_prepared(const TpcGid *entry, bool *committed)
 {
 	TpcBranchRow row;
 
-	if (tpc_branch_gid_exists(entry->key.gid))
-		return true;
 	if (entry->has_txn)
 	{
-		switch (tpc_decision_outcome(node, &entry->txn, false))
-		{
-			case TPC_OUTCOME_COMMITTED:
-				*committed = true;
-				return false;
-			case TPC_OUTCOME_ABORTED:
-				*committed = false;
-				return false;
-			case TPC_OUTCOME_PENDING:
-			case TPC_OUTCOME_UNKNOWN:
-				return true;
-		}
+		TpcRowState state = tpc_decision_probe(&entry->txn, NULL);
+
+		*committed = state == TPC_ROW_COMMITTED;
+		return state == TPC_ROW_IN_PROGRESS;
 	}
 	tpc_branch_probe(&entry->branch, &row);
 	*committed = row.state == TPC_BRANCH_COMMITTED;
@@ -759,8 +752,10 @@ look_after_prepared(TimestampTz now)
 		{
 			tpc_worker_end();
 			MemoryContextSwitchTo(turn_context);
-			(void) tpc_prepared_tell(node, entry->key.gid, committed,
-									 InvalidDsaPointer);
+			(void) tpc_prepared_tell(node, entry->key.gid,
+									 entry->has_branch ? &entry->branch : NULL,
+									 entry->has_txn ? &entry->txn : NULL,
+									 committed, InvalidDsaPointer);
 			continue;
 		}
 		if (entry->has_txn && !entry->has_branch &&
@@ -771,7 +766,8 @@ look_after_prepared(TimestampTz now)
 			TPC_FAILPOINT("Q6.before");
 			if (tpc_resolve_finish(entry->key.gid, false))
 			{
-				(void) tpc_prepared_tell(node, entry->key.gid, false,
+				(void) tpc_prepared_tell(node, entry->key.gid, NULL,
+										 &entry->txn, false,
 										 InvalidDsaPointer);
 				ereport(LOG,
 						(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
@@ -814,8 +810,8 @@ carry_out_forced(void)
 		TPC_FAILPOINT("H2.before");
 		if (tpc_resolve_finish(row.gid, heuristic->commit))
 		{
-			(void) tpc_prepared_tell(node, row.gid, heuristic->commit,
-									 InvalidDsaPointer);
+			(void) tpc_prepared_tell(node, row.gid, &heuristic->id, NULL,
+									 heuristic->commit, InvalidDsaPointer);
 			tpc_node_count(node, heuristic->commit ?
 						   TPC_STAT_BRANCHES_COMMITTED :
 						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);

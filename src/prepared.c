@@ -253,11 +253,11 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 
 		case TPC_GID_COMMITTED:
 		case TPC_GID_ABORTED:
-			/* the GID can be in use again, by somebody who is not ours */
+			/* the GID can be in use again: look anew */
 			if (still_exists(gid))
 			{
-				tpc_gid_drop(gid);
-				return TPC_FINISH_PASS;
+				tpc_gid_drop_finished(gid);
+				return tpc_prepared_before(gid, commit, top_level);
 			}
 			report_finished(node, &entry, commit);
 			return TPC_FINISH_DONE;
@@ -342,16 +342,18 @@ tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 
 /*
  * tpc_prepared_tell: a worker has finished a prepared transaction: tell who
- * waits for that, and its own participants, if it has some.  Whether
- * parent_ack was taken over.  Never raises.
+ * waits for that, and its own participants, if it has some.  branch, txn: what
+ * it belonged to, as far as is known, or NULL.  Whether parent_ack was taken
+ * over.  Never raises.
  */
 bool
-tpc_prepared_tell(TpcNode *node, const char *gid, bool commit,
-				  dsa_pointer parent_ack)
+tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
+				  const TpcGtid *txn, bool commit, dsa_pointer parent_ack)
 {
 	TpcGid		entry;
 
-	if (!tpc_gid_set_finished(gid, commit, &entry) || !entry.has_txn)
+	if (!tpc_gid_set_finished(gid, branch, txn, commit, &entry) ||
+		!entry.has_txn)
 		return false;
 	if (tpc_prepared_set_decided(node, &entry.txn, commit, NULL, parent_ack))
 		return DsaPointerIsValid(parent_ack);
@@ -380,7 +382,8 @@ tpc_prepared_after(const char *gid, bool commit)
 	node = attached_node();
 	if (node != NULL)
 	{
-		(void) tpc_gid_set_finished(gid, commit, &entry);
+		(void) tpc_gid_set_finished(gid, NULL, &finishing.txn, commit,
+									&entry);
 		if (finishing.has_txn &&
 			tpc_prepared_set_decided(node, &finishing.txn, commit,
 									 wait ? MyLatch : NULL,

@@ -157,7 +157,7 @@ committed(const TpcItem *item, const char *gid)
 	msg.outcome = TPC_ACK_COMMITTED;
 	TPC_FAILPOINT("P7.before");
 	ack = make_item(&msg, item->id.coordinator, false, item);
-	if (!tpc_prepared_tell(node, gid, true, ack))
+	if (!tpc_prepared_tell(node, gid, &item->id, NULL, true, ack))
 		tpc_outbox_push(node, ack);
 	TPC_FAILPOINT("P7.after");
 }
@@ -355,7 +355,7 @@ decide(const TpcItem *item)
 				committed(item, row.gid);
 			else
 			{
-				(void) tpc_prepared_tell(node, row.gid, false,
+				(void) tpc_prepared_tell(node, row.gid, &item->id, NULL, false,
 										 InvalidDsaPointer);
 				acknowledge_delivery(item);
 			}
@@ -592,8 +592,8 @@ serve_request(const TpcItem *item)
 	}
 	TPC_FAILPOINT("Q3.request");
 	if (tpc_resolve_finish(gid, msg.wants_commit))
-		(void) tpc_prepared_tell(node, gid, msg.wants_commit,
-								 InvalidDsaPointer);
+		(void) tpc_prepared_tell(node, gid, NULL, &item->id.gtid,
+								 msg.wants_commit, InvalidDsaPointer);
 }
 
 /* One item; false if it has to be looked at again.  Never raises. */
