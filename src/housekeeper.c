@@ -649,7 +649,9 @@ revive(const TpcGtid *gtid)
 		row.nparticipants == 0)
 		return;
 	size = sizeof(TpcParticipant) * row.nparticipants;
-	array = tpc_area_alloc(size);
+	array = tpc_area_try_alloc(size);
+	if (!DsaPointerIsValid(array))
+		return;					/* as if there were no room in the table */
 	parts = dsa_get_address(tpc_area(), array);
 	memset(parts, 0, size);
 
@@ -781,6 +783,56 @@ look_after_prepared(TimestampTz now)
 	}
 }
 
+/* Our transactions whose entries say that they are prepared, as TpcGtid *. */
+static List *
+prepared_entries(void)
+{
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+	List	   *result = NIL;
+
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		TpcGtid    *gtid;
+
+		if (txn->key.dbid != node->dbid || txn->state != TPC_TXN_PREPARED)
+			continue;
+		gtid = palloc(sizeof(TpcGtid));
+		*gtid = txn->key.gtid;
+		result = lappend(result, gtid);
+	}
+	LWLockRelease(&tpc_shared->txns);
+	return result;
+}
+
+/*
+ * look_after_entries: what an entry says about being prepared must not
+ * outlive it: while it does, nobody tells the participants.  The row decides,
+ * whatever has become of the GID.
+ */
+static void
+look_after_entries(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, prepared_entries())
+	{
+		TpcGtid    *gtid = lfirst(lc);
+		TpcRowState state;
+
+		tpc_worker_begin();
+		state = tpc_decision_probe(gtid, NULL);
+		tpc_worker_end();
+		MemoryContextSwitchTo(turn_context);
+		if (state != TPC_ROW_IN_PROGRESS)
+			(void) tpc_prepared_set_decided(node, gtid,
+											state == TPC_ROW_COMMITTED, NULL,
+											InvalidDsaPointer);
+	}
+}
+
 /* Carry out what a person has decided about branches in doubt. */
 static void
 carry_out_forced(void)
@@ -865,6 +917,7 @@ tpc_housekeeper_turn(void)
 		{
 			looked_at = now;
 			look_after_prepared(now);
+			look_after_entries();
 			carry_out_forced();
 		}
 		if (node->link == TPC_LINK_UP && !node->blocked &&
