@@ -1106,7 +1106,8 @@ take_return(const TpcBrokerEvent *event)
 	tpc_node_count(node, TPC_STAT_PREPARES_RETURNED, 1);
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	txn = tpc_txn_find(node->dbid, &id.gtid);
-	if (txn != NULL && txn->state == TPC_TXN_PREPARING)
+	if (txn != NULL && (txn->state == TPC_TXN_PREPARING ||
+						txn->state == TPC_TXN_PREPARED))
 	{
 		TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
 
