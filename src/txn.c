@@ -1289,6 +1289,8 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PREPARE:
 			at_prepare();
 			tpc_operate_at_eoxact(false);
+			/* workers that left for ALTER DATABASE come back */
+			tpc_node_at_eoxact(false);
 			current_reset();
 			break;
 
