@@ -28,6 +28,7 @@
  */
 #include "postgres.h"
 
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/hsearch.h"
@@ -73,23 +74,26 @@ remove_entry(TpcGid *entry)
 	hash_search(tpc_gids, &entry->key, HASH_REMOVE, NULL);
 }
 
-/* Whether the table need not be complete for this database yet. */
+/*
+ * Whether the table need not be complete for this database: its node is
+ * starting, or there is none (any more), which can have left some.
+ */
 static bool
-still_starting(void)
+incomplete(void)
 {
 	TpcNode    *node;
-	bool		starting;
+	bool		complete;
 
 	LWLockAcquire(&tpc_shared->control, LW_SHARED);
 	node = tpc_node_find(MyDatabaseId);
-	starting = node != NULL ? !node->gids_known : !tpc_shared->labels_seen;
+	complete = node != NULL && node->gids_known;
 	LWLockRelease(&tpc_shared->control);
-	return starting;
+	return !complete;
 }
 
 /*
- * tpc_gid_lookup: what is known of a GID in this database.  Raises only while
- * the node is starting, when it has to look into the tables.
+ * tpc_gid_lookup: what is known of a GID in this database.  Raises only where
+ * it has to look into the tables.
  */
 bool
 tpc_gid_lookup(const char *gid, TpcGid *copy)
@@ -106,7 +110,8 @@ tpc_gid_lookup(const char *gid, TpcGid *copy)
 	}
 	if (entry != NULL)
 		return true;
-	if (still_starting() && tpc_relation_exists("branch"))
+	if (incomplete() && tpc_relation_exists("branch") &&
+		OidIsValid(get_extension_oid("tpc_amqp", true)))
 	{
 		List	   *found;
 

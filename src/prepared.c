@@ -185,6 +185,32 @@ finish_joined(TpcNode *node, const TpcGid *entry, bool commit)
 		report_finished(node, &now, commit);
 }
 
+/*
+ * detached_may_finish: whether it can be finished so in a database that is not
+ * attached.  Of a coordinator's own, the row says the rest to who attaches it
+ * again, provided that all have voted.  A joined branch of one that is
+ * detached for good is for a superuser to finish.
+ */
+static bool
+detached_may_finish(const TpcGid *entry, bool commit)
+{
+	TpcLocalNode local;
+	bool		attached;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	attached = tpc_local_node_read(&local);
+	PopActiveSnapshot();
+	if (attached)
+		return false;
+	if (entry->state != TPC_GID_PREPARED)
+		return true;			/* the server says what is wrong with it */
+	if (entry->has_branch)
+		return superuser();
+	if (commit)
+		tpc_txn_make_synchronous();
+	return !commit || entry->votes_known;
+}
+
 /* A branch that runs handlers is not for a session to finish. */
 static void
 refuse_if_branch(const char *gid, bool commit)
@@ -236,11 +262,15 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 
 	node = attached_node();
 	if (node == NULL)
+	{
+		if (detached_may_finish(&entry, commit))
+			return TPC_FINISH_PASS;
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("prepared transaction \"%s\" is part of a global transaction, and this node is not running",
 						gid),
-				 errhint("It starts shortly after the server; try again.")));
+				 errhint("It starts shortly after the server, if the database is attached; try again then.")));
+	}
 
 	switch (entry.state)
 	{
