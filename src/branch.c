@@ -16,6 +16,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/indexing.h"
@@ -125,6 +126,10 @@ row_from_slot(TupleTableSlot *slot, TpcBranchRow *row)
 	strlcpy(row->sender, value, sizeof(row->sender));
 	row->prepared_at =
 		DatumGetTimestampTz(slot_getattr(slot, BRANCH_PREPARED_AT, &isnull));
+	row->xid =
+		DatumGetTransactionId(slot_getsysattr(slot,
+											  MinTransactionIdAttributeNumber,
+											  &isnull));
 }
 
 /*
@@ -387,6 +392,33 @@ tpc_branch_gid_exists(const char *gid)
 					" WHERE gid OPERATOR(pg_catalog.=) $1"
 					" AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
 					1, types, values, NULL, true, SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
+/*
+ * tpc_branch_is_prepared: whether the prepared transaction of the row's GID is
+ * the one that inserted the row.  A session can join and name a GID that
+ * somebody else has: until its PREPARE fails for that, there is a row in
+ * progress that names another's transaction.
+ */
+bool
+tpc_branch_is_prepared(const TpcBranchRow *row)
+{
+	Oid			types[2] = {TEXTOID, XIDOID};
+	Datum		values[2];
+	bool		found;
+
+	if (row->state != TPC_BRANCH_IN_PROGRESS)
+		return false;
+	values[0] = CStringGetTextDatum(row->gid);
+	values[1] = TransactionIdGetDatum(row->xid);
+	SPI_connect();
+	tpc_spi_execute("SELECT 1 FROM pg_catalog.pg_prepared_xact()"
+					" WHERE gid OPERATOR(pg_catalog.=) $1"
+					" AND transaction OPERATOR(pg_catalog.=) $2",
+					2, types, values, NULL, true, SPI_OK_SELECT);
 	found = SPI_processed > 0;
 	SPI_finish();
 	return found;

@@ -23,6 +23,7 @@ typedef struct TpcBranchRow
 	char		gid[TPC_GID_SIZE];
 	char		sender[TPC_USER_MAXLEN + 1];	/* of its prepare; "" if joined */
 	TimestampTz prepared_at;
+	TransactionId xid;			/* that inserted it */
 } TpcBranchRow;
 
 /* What a person has decided about a branch in doubt. */
@@ -60,6 +61,7 @@ extern bool tpc_branch_advance_floor(const char *coordinator,
 									 const char *sender,
 									 const TpcGtid *floor);
 extern bool tpc_branch_gid_exists(const char *gid);
+extern bool tpc_branch_is_prepared(const TpcBranchRow *row);
 extern char *tpc_branch_other_name(const char *node);
 extern List *tpc_branch_prepared(const char *node);
 extern bool tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit);

@@ -17,6 +17,9 @@
  *		 |                                             v
  *		 +-----pushed out, or GID used again---- COMMITTED, ABORTED
  *
+ * While it says PREPARED its GID cannot be claimed again, so that nobody who
+ * has finished the transaction finds another's entry, or none.
+ *
  * A finished one is kept as long as there is room, so that a driver that
  * commits what has been committed meanwhile hears that, and not that there is
  * no such transaction.
@@ -25,6 +28,7 @@
  */
 #include "postgres.h"
 
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/hsearch.h"
@@ -70,23 +74,26 @@ remove_entry(TpcGid *entry)
 	hash_search(tpc_gids, &entry->key, HASH_REMOVE, NULL);
 }
 
-/* Whether the table need not be complete for this database yet. */
+/*
+ * Whether the table need not be complete for this database: its node is
+ * starting, or there is none (any more), which can have left some.
+ */
 static bool
-still_starting(void)
+incomplete(void)
 {
 	TpcNode    *node;
-	bool		starting;
+	bool		complete;
 
 	LWLockAcquire(&tpc_shared->control, LW_SHARED);
 	node = tpc_node_find(MyDatabaseId);
-	starting = node != NULL ? !node->gids_known : !tpc_shared->labels_seen;
+	complete = node != NULL && node->gids_known;
 	LWLockRelease(&tpc_shared->control);
-	return starting;
+	return !complete;
 }
 
 /*
- * tpc_gid_lookup: what is known of a GID in this database.  Raises only while
- * the node is starting, when it has to look into the tables.
+ * tpc_gid_lookup: what is known of a GID in this database.  Raises only where
+ * it has to look into the tables.
  */
 bool
 tpc_gid_lookup(const char *gid, TpcGid *copy)
@@ -103,7 +110,8 @@ tpc_gid_lookup(const char *gid, TpcGid *copy)
 	}
 	if (entry != NULL)
 		return true;
-	if (still_starting() && tpc_relation_exists("branch"))
+	if (incomplete() && tpc_relation_exists("branch") &&
+		OidIsValid(get_extension_oid("tpc_amqp", true)))
 	{
 		List	   *found;
 
@@ -164,16 +172,18 @@ tpc_gid_claim(const TpcGid *entry)
 	make_key(&claim.key, entry->key.gid);
 	claim.state = TPC_GID_PREPARING;
 
-	/* A transaction that was finished past us may have left its entry. */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	exists = tpc_branch_gid_exists(claim.key.gid);
 	PopActiveSnapshot();
 
+	/*
+	 * One that says PREPARED stays, even if there is no such transaction any
+	 * more: who has just finished it needs what it says.  Should he be gone,
+	 * the lead sees to it.
+	 */
 	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
 	there = find(claim.key.gid);
-	if (there != NULL && !exists && there->state != TPC_GID_PREPARING)
-		remove_entry(there);
-	else if (there != NULL && is_finished(there))
+	if (there != NULL && is_finished(there))
 		remove_entry(there);
 	there = put(&claim, &found);
 	in_use = there != NULL && found;
@@ -224,13 +234,28 @@ tpc_gid_drop(const char *gid)
 	LWLockRelease(&tpc_shared->gids);
 }
 
+/* tpc_gid_drop_finished: the same, if it is finished: its GID is in use again. */
+void
+tpc_gid_drop_finished(const char *gid)
+{
+	TpcGid	   *entry;
+
+	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
+	entry = find(gid);
+	if (entry != NULL && is_finished(entry))
+		remove_entry(entry);
+	LWLockRelease(&tpc_shared->gids);
+}
+
 /*
  * tpc_gid_set_finished: it has been committed or rolled back, durably; tell
- * who waits for that.  True, with a copy, if it was there and was not known
- * to be finished.  Never raises.
+ * who waits for that.  branch, txn: what it belongs to, as far as the caller
+ * knows, or NULL; its GID may be in use again by now.  True, with a copy, if
+ * it was there and was not known to be finished.  Never raises.
  */
 bool
-tpc_gid_set_finished(const char *gid, bool committed, TpcGid *copy)
+tpc_gid_set_finished(const char *gid, const TpcGlobalId *branch,
+					 const TpcGtid *txn, bool committed, TpcGid *copy)
 {
 	TpcGid	   *entry;
 	bool		was_there;
@@ -239,7 +264,12 @@ tpc_gid_set_finished(const char *gid, bool committed, TpcGid *copy)
 		return false;
 	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
 	entry = find(gid);
-	was_there = entry != NULL && !is_finished(entry);
+	was_there = entry != NULL && entry->state == TPC_GID_PREPARED &&
+		(branch == NULL ||
+		 (entry->has_branch &&
+		  memcmp(&entry->branch, branch, sizeof(*branch)) == 0)) &&
+		(txn == NULL ||
+		 (entry->has_txn && tpc_gtid_compare(&entry->txn, txn) == 0));
 	if (was_there)
 	{
 		entry->state = committed ? TPC_GID_COMMITTED : TPC_GID_ABORTED;

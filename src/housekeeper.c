@@ -295,8 +295,10 @@ take_ack(const TpcItem *item)
 	{
 		for (int i = 0; i < entry->nparticipants; i++)
 		{
+			/* "": its vote came after the record was made */
 			if (strcmp(entry->participants[i], item->peer) != 0 ||
-				strcmp(entry->users[i], item->user_id) != 0)
+				(entry->users[i][0] != '\0' &&
+				 strcmp(entry->users[i], item->user_id) != 0))
 				continue;
 			asked = true;
 			if (entry->acked[i])
@@ -647,7 +649,9 @@ revive(const TpcGtid *gtid)
 		row.nparticipants == 0)
 		return;
 	size = sizeof(TpcParticipant) * row.nparticipants;
-	array = tpc_area_alloc(size);
+	array = tpc_area_try_alloc(size);
+	if (!DsaPointerIsValid(array))
+		return;					/* as if there were no room in the table */
 	parts = dsa_get_address(tpc_area(), array);
 	memset(parts, 0, size);
 
@@ -709,28 +713,21 @@ load_prepared(void)
 	LWLockRelease(&tpc_shared->control);
 }
 
-/* Whether it still is prepared; else how it ended.  In a transaction. */
+/*
+ * Whether it still is prepared; else how it ended.  In a transaction.  By the
+ * rows that ride in it: its GID may be in use again, by somebody else.
+ */
 static bool
 still_prepared(const TpcGid *entry, bool *committed)
 {
 	TpcBranchRow row;
 
-	if (tpc_branch_gid_exists(entry->key.gid))
-		return true;
 	if (entry->has_txn)
 	{
-		switch (tpc_decision_outcome(node, &entry->txn, false))
-		{
-			case TPC_OUTCOME_COMMITTED:
-				*committed = true;
-				return false;
-			case TPC_OUTCOME_ABORTED:
-				*committed = false;
-				return false;
-			case TPC_OUTCOME_PENDING:
-			case TPC_OUTCOME_UNKNOWN:
-				return true;
-		}
+		TpcRowState state = tpc_decision_probe(&entry->txn, NULL);
+
+		*committed = state == TPC_ROW_COMMITTED;
+		return state == TPC_ROW_IN_PROGRESS;
 	}
 	tpc_branch_probe(&entry->branch, &row);
 	*committed = row.state == TPC_BRANCH_COMMITTED;
@@ -757,8 +754,10 @@ look_after_prepared(TimestampTz now)
 		{
 			tpc_worker_end();
 			MemoryContextSwitchTo(turn_context);
-			(void) tpc_prepared_tell(node, entry->key.gid, committed,
-									 InvalidDsaPointer);
+			(void) tpc_prepared_tell(node, entry->key.gid,
+									 entry->has_branch ? &entry->branch : NULL,
+									 entry->has_txn ? &entry->txn : NULL,
+									 committed, InvalidDsaPointer);
 			continue;
 		}
 		if (entry->has_txn && !entry->has_branch &&
@@ -769,7 +768,8 @@ look_after_prepared(TimestampTz now)
 			TPC_FAILPOINT("Q6.before");
 			if (tpc_resolve_finish(entry->key.gid, false))
 			{
-				(void) tpc_prepared_tell(node, entry->key.gid, false,
+				(void) tpc_prepared_tell(node, entry->key.gid, NULL,
+										 &entry->txn, false,
 										 InvalidDsaPointer);
 				ereport(LOG,
 						(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
@@ -780,6 +780,56 @@ look_after_prepared(TimestampTz now)
 		else
 			tpc_worker_end();
 		MemoryContextSwitchTo(turn_context);
+	}
+}
+
+/* Our transactions whose entries say that they are prepared, as TpcGtid *. */
+static List *
+prepared_entries(void)
+{
+	HASH_SEQ_STATUS seq;
+	TpcTxn	   *txn;
+	List	   *result = NIL;
+
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	hash_seq_init(&seq, tpc_txns);
+	while ((txn = hash_seq_search(&seq)) != NULL)
+	{
+		TpcGtid    *gtid;
+
+		if (txn->key.dbid != node->dbid || txn->state != TPC_TXN_PREPARED)
+			continue;
+		gtid = palloc(sizeof(TpcGtid));
+		*gtid = txn->key.gtid;
+		result = lappend(result, gtid);
+	}
+	LWLockRelease(&tpc_shared->txns);
+	return result;
+}
+
+/*
+ * look_after_entries: what an entry says about being prepared must not
+ * outlive it: while it does, nobody tells the participants.  The row decides,
+ * whatever has become of the GID.
+ */
+static void
+look_after_entries(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, prepared_entries())
+	{
+		TpcGtid    *gtid = lfirst(lc);
+		TpcRowState state;
+
+		tpc_worker_begin();
+		state = tpc_decision_probe(gtid, NULL);
+		tpc_worker_end();
+		MemoryContextSwitchTo(turn_context);
+		if (state != TPC_ROW_IN_PROGRESS)
+			(void) tpc_prepared_set_decided(node, gtid,
+											state == TPC_ROW_COMMITTED, NULL,
+											InvalidDsaPointer);
 	}
 }
 
@@ -804,7 +854,7 @@ carry_out_forced(void)
 
 		tpc_worker_begin();
 		tpc_branch_probe(&heuristic->id, &row);
-		if (row.state != TPC_BRANCH_IN_PROGRESS)
+		if (!tpc_branch_is_prepared(&row))
 		{
 			tpc_worker_end();
 			continue;
@@ -812,8 +862,8 @@ carry_out_forced(void)
 		TPC_FAILPOINT("H2.before");
 		if (tpc_resolve_finish(row.gid, heuristic->commit))
 		{
-			(void) tpc_prepared_tell(node, row.gid, heuristic->commit,
-									 InvalidDsaPointer);
+			(void) tpc_prepared_tell(node, row.gid, &heuristic->id, NULL,
+									 heuristic->commit, InvalidDsaPointer);
 			tpc_node_count(node, heuristic->commit ?
 						   TPC_STAT_BRANCHES_COMMITTED :
 						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
@@ -867,6 +917,7 @@ tpc_housekeeper_turn(void)
 		{
 			looked_at = now;
 			look_after_prepared(now);
+			look_after_entries();
 			carry_out_forced();
 		}
 		if (node->link == TPC_LINK_UP && !node->blocked &&

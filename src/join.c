@@ -213,6 +213,17 @@ tpc_join_at_pre_prepare(const char *gid, TpcGlobalId *id)
 
 	TPC_FAILPOINT("J1.before");
 	tpc_txn_make_synchronous();
+	/* Inserting would wait until the other one is decided. */
+	tpc_branch_probe(&joined.id, &row);
+	if (row.state != TPC_BRANCH_NONE)
+	{
+		tpc_gtid_to_text(&joined.id, gtid);
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("transaction %s has a branch here already", gtid),
+				 errdetail("It is that of prepared transaction \"%s\".",
+						   row.gid)));
+	}
 	/* Insert first, then look at the floor: see tpc_branch_below_floor. */
 	tpc_branch_insert(&joined.id, gid, "");
 	if (tpc_branch_below_floor(&joined.id, ""))

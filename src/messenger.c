@@ -695,7 +695,17 @@ transaction_done(TpcTxn *txn)
 		tpc_txn_queue(node, txn);
 }
 
-/* C5: publish the commit of a transaction to who voted yes. */
+/* Whether a participant has yet to hear of, and acknowledge, the commit. */
+static bool
+awaits_commit(const TpcParticipant *part)
+{
+	return part->vote == TPC_PART_YES && !part->dropped && !part->acked;
+}
+
+/*
+ * C5: publish the commit of a transaction to who voted yes; who was enlisted
+ * in a savepoint that rolled back is no part of it, and to roll back.
+ */
 static void
 send_commits(TpcTxn *txn)
 {
@@ -707,7 +717,7 @@ send_commits(TpcTxn *txn)
 	txn->npending_acks = 0;
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
-		if (parts[i].vote == TPC_PART_YES && !parts[i].acked)
+		if (awaits_commit(&parts[i]))
 			txn->npending_acks++;
 	}
 	if (txn->npending_acks == 0 && !txn->done)
@@ -719,8 +729,12 @@ send_commits(TpcTxn *txn)
 		TPC_FAILPOINT("C5.send");
 		for (int i = 0; i < txn->nparticipants; i++)
 		{
-			if (parts[i].vote == TPC_PART_YES && !parts[i].acked)
+			if (awaits_commit(&parts[i]))
 				send_decision(&id, parts[i].node, true);
+			else if (parts[i].dropped && txn->resend_ms == 0 &&
+					 (parts[i].vote == TPC_PART_WAITING ||
+					  parts[i].vote == TPC_PART_YES))
+				send_decision(&id, parts[i].node, false);
 		}
 		txn->decision_sent = true;
 		txn->resend_ms = txn->resend_ms == 0 ? RESEND_MIN_MS :
@@ -1243,7 +1257,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		why = "a vote from a node that was not asked";
 	else if (txn->state == TPC_TXN_COMMITTED)
 	{
-		resend = says_yes && part->vote == TPC_PART_YES && !part->acked;
+		resend = says_yes && awaits_commit(part);
 		/* it takes no part in what was committed: rollback */
 		ask = says_yes && part->dropped;
 	}
@@ -1381,7 +1395,7 @@ take_ack(const TpcBrokerEvent *event, const TpcMessage *msg)
 		why = "an acknowledgement of a transaction that is not committed";
 	else if (strcmp(part->user_id, msg->user_id) != 0)
 		why = "an acknowledgement that is not from who voted";
-	else if (part->vote == TPC_PART_YES && !part->acked)
+	else if (awaits_commit(part))
 	{
 		part->acked = true;
 		if (!plain)

@@ -141,8 +141,7 @@ tpc_force(PG_FUNCTION_ARGS)
 				 errmsg("transaction %s is coordinated by this node", gtid),
 				 errhint("If it is prepared, COMMIT PREPARED or ROLLBACK PREPARED decides it.")));
 	tpc_branch_probe(&id, &row);
-	if (row.state != TPC_BRANCH_IN_PROGRESS ||
-		!tpc_branch_gid_exists(row.gid))
+	if (!tpc_branch_is_prepared(&row))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("no branch of transaction %s is in doubt here", gtid),

@@ -41,6 +41,7 @@
 #include "compat.h"
 #include "failpoint.h"
 #include "handler.h"
+#include "join.h"
 #include "report.h"
 #include "settings.h"
 #include "shmem.h"
@@ -383,6 +384,12 @@ run_branch(Work *work)
 	SetUserIdAndSecContext(save_userid, save_sec_context);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	CHECK_FOR_INTERRUPTS();
+	if (tpc_join_pending())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a handler cannot join a global transaction"),
+				 errdetail("Its transaction is a branch of %s already.",
+						   work->gtid)));
 
 	/*
 	 * With calls of its own it has participants of its own to wait for.  A

@@ -209,6 +209,32 @@ finish_joined(TpcNode *node, const TpcGid *entry, bool commit)
 		report_finished(node, &now, commit);
 }
 
+/*
+ * detached_may_finish: whether it can be finished so in a database that is not
+ * attached.  Of a coordinator's own, the row says the rest to who attaches it
+ * again, provided that all have voted.  A joined branch of one that is
+ * detached for good is for a superuser to finish.
+ */
+static bool
+detached_may_finish(const TpcGid *entry, bool commit)
+{
+	TpcLocalNode local;
+	bool		attached;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	attached = tpc_local_node_read(&local);
+	PopActiveSnapshot();
+	if (attached)
+		return false;
+	if (entry->state != TPC_GID_PREPARED)
+		return true;			/* the server says what is wrong with it */
+	if (entry->has_branch)
+		return superuser();
+	if (commit)
+		tpc_txn_make_synchronous();
+	return !commit || entry->votes_known;
+}
+
 /* A branch that runs handlers is not for a session to finish. */
 static void
 refuse_if_branch(const char *gid, bool commit)
@@ -260,11 +286,15 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 
 	node = attached_node();
 	if (node == NULL)
+	{
+		if (detached_may_finish(&entry, commit))
+			return TPC_FINISH_PASS;
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("prepared transaction \"%s\" is part of a global transaction, and this node is not running",
 						gid),
-				 errhint("It starts shortly after the server; try again.")));
+				 errhint("It starts shortly after the server, if the database is attached; try again then.")));
+	}
 
 	switch (entry.state)
 	{
@@ -277,11 +307,11 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 
 		case TPC_GID_COMMITTED:
 		case TPC_GID_ABORTED:
-			/* the GID can be in use again, by somebody who is not ours */
+			/* the GID can be in use again: look anew */
 			if (still_exists(gid))
 			{
-				tpc_gid_drop(gid);
-				return TPC_FINISH_PASS;
+				tpc_gid_drop_finished(gid);
+				return tpc_prepared_before(gid, commit, top_level);
 			}
 			report_finished(node, &entry, commit);
 			return TPC_FINISH_DONE;
@@ -374,16 +404,18 @@ tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 
 /*
  * tpc_prepared_tell: a worker has finished a prepared transaction: tell who
- * waits for that, and its own participants, if it has some.  Whether
- * parent_ack was taken over.  Never raises.
+ * waits for that, and its own participants, if it has some.  branch, txn: what
+ * it belonged to, as far as is known, or NULL.  Whether parent_ack was taken
+ * over.  Never raises.
  */
 bool
-tpc_prepared_tell(TpcNode *node, const char *gid, bool commit,
-				  dsa_pointer parent_ack)
+tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
+				  const TpcGtid *txn, bool commit, dsa_pointer parent_ack)
 {
 	TpcGid		entry;
 
-	if (!tpc_gid_set_finished(gid, commit, &entry) || !entry.has_txn)
+	if (!tpc_gid_set_finished(gid, branch, txn, commit, &entry) ||
+		!entry.has_txn)
 		return false;
 	if (tpc_prepared_set_decided(node, &entry.txn, commit, NULL, parent_ack))
 		return DsaPointerIsValid(parent_ack);
@@ -412,7 +444,8 @@ tpc_prepared_after(const char *gid, bool commit)
 	node = attached_node();
 	if (node != NULL)
 	{
-		(void) tpc_gid_set_finished(gid, commit, &entry);
+		(void) tpc_gid_set_finished(gid, NULL, &finishing.txn, commit,
+									&entry);
 		if (finishing.has_txn &&
 			tpc_prepared_set_decided(node, &finishing.txn, commit,
 									 wait ? MyLatch : NULL,

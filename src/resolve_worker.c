@@ -158,7 +158,7 @@ committed(const TpcItem *item, const char *gid)
 	msg.outcome = TPC_ACK_COMMITTED;
 	TPC_FAILPOINT("P7.before");
 	ack = make_item(&msg, item->id.coordinator, false, item);
-	if (!tpc_prepared_tell(node, gid, true, ack))
+	if (!tpc_prepared_tell(node, gid, &item->id, NULL, true, ack))
 		tpc_outbox_push(node, ack);
 	TPC_FAILPOINT("P7.after");
 }
@@ -373,8 +373,12 @@ decide(const TpcItem *item)
 			!forced_commit;
 	}
 
-	/* What finishing it would tell: try, then ask again without it. */
-	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS;
+	/*
+	 * What finishing it would tell: try, then ask again without it.  But not
+	 * for a GID that the application chose: it may be another's.
+	 */
+	facts.gid_exists = row.state == TPC_BRANCH_IN_PROGRESS &&
+		(row.sender[0] != '\0' || tpc_branch_is_prepared(&row));
 	action = tpc_protocol_decide(&facts);
 	if (action == TPC_ACTION_FINISH)
 	{
@@ -386,7 +390,7 @@ decide(const TpcItem *item)
 				committed(item, row.gid);
 			else
 			{
-				(void) tpc_prepared_tell(node, row.gid, false,
+				(void) tpc_prepared_tell(node, row.gid, &item->id, NULL, false,
 										 InvalidDsaPointer);
 				acknowledge_delivery(item);
 			}
@@ -606,6 +610,7 @@ serve_request(const TpcItem *item)
 	if (tpc_decision_probe(&item->id.gtid, &row) != TPC_ROW_IN_PROGRESS ||
 		row.gid == NULL || !tpc_gid_lookup(row.gid, &entry) ||
 		entry.state != TPC_GID_PREPARED || !entry.has_txn ||
+		tpc_gtid_compare(&entry.txn, &item->id.gtid) != 0 ||
 		(msg.wants_commit && !votes_are_in(&entry)))
 	{
 		tpc_worker_end();
@@ -622,8 +627,8 @@ serve_request(const TpcItem *item)
 	}
 	TPC_FAILPOINT("Q3.request");
 	if (tpc_resolve_finish(gid, msg.wants_commit))
-		(void) tpc_prepared_tell(node, gid, msg.wants_commit,
-								 InvalidDsaPointer);
+		(void) tpc_prepared_tell(node, gid, NULL, &item->id.gtid,
+								 msg.wants_commit, InvalidDsaPointer);
 }
 
 /* One item; false if it has to be looked at again.  Never raises. */

@@ -278,7 +278,8 @@ typedef struct TpcTxn
 	int			nexpected;		/* of them, not dropped */
 	int			nvotes;			/* of those: yes and read-only */
 	int			nrefused;		/* of those: no and returned */
-	bool		votes_final;	/* the backend goes by them: none changes */
+	bool		votes_final;	/* the backend goes by them: none is taken
+								 * back */
 	int			npending_acks;	/* set when committed */
 	bool		prepares_sent;
 	bool		decision_sent;
@@ -383,7 +384,6 @@ typedef struct TpcShared
 	LWLock		gids;
 	dlist_head	finished_gids;	/* gids; oldest first */
 	ConditionVariable gid_changed;
-	bool		labels_seen;	/* control: the launcher knows the nodes */
 	Latch	   *launcher;		/* under control */
 	TpcNode		nodes[FLEXIBLE_ARRAY_MEMBER];
 } TpcShared;

@@ -74,6 +74,7 @@ typedef struct Enlisted
 	char	   *node;
 	int			index;			/* in the list of participants */
 	SubTransactionId subid;		/* where it was named */
+	bool		dropped;		/* that has rolled back; it may have voted */
 } Enlisted;
 
 /*
@@ -245,6 +246,11 @@ check_node_name(const char *node)
 						   TPC_NODE_MAXLEN)));
 }
 
+/*
+ * The node's, or NULL.  Raises if it was enlisted in a savepoint that has
+ * rolled back: a vote for that branch may be on its way, and would be taken
+ * for that of a new one.
+ */
 static Enlisted *
 find_enlisted(const char *node)
 {
@@ -254,8 +260,15 @@ find_enlisted(const char *node)
 	{
 		Enlisted   *enlisted = lfirst(lc);
 
-		if (strcmp(enlisted->node, node) == 0)
-			return enlisted;
+		if (strcmp(enlisted->node, node) != 0)
+			continue;
+		if (enlisted->dropped)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("node \"%s\" was enlisted in a savepoint that has been rolled back",
+							node),
+					 errdetail("It cannot take part in this transaction again.")));
+		return enlisted;
 	}
 	return NULL;
 }
@@ -434,6 +447,7 @@ tpc_enlist(PG_FUNCTION_ARGS)
 		Enlisted   *enlisted = palloc(sizeof(Enlisted));
 
 		enlisted->node = pstrdup(node);
+		enlisted->dropped = false;
 		enlisted->subid = GetCurrentSubTransactionId();
 		current.enlisted = lappend(current.enlisted, enlisted);
 		/* if this raises, the transaction is over, and the list with it */
@@ -448,11 +462,12 @@ tpc_enlist(PG_FUNCTION_ARGS)
 
 /* drop_enlisted: its savepoint has rolled back.  Never raises. */
 static void
-drop_enlisted(const Enlisted *enlisted)
+drop_enlisted(Enlisted *enlisted)
 {
 	TpcTxn	   *txn = current.txn;
 	TpcParticipant *part;
 
+	enlisted->dropped = true;
 	if (enlisted->index < 0)
 		return;
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
@@ -474,7 +489,14 @@ drop_enlisted(const Enlisted *enlisted)
 bool
 tpc_txn_has_calls(void)
 {
-	return current.calls != NIL || current.enlisted != NIL;
+	ListCell   *lc;
+
+	foreach(lc, current.enlisted)
+	{
+		if (!((Enlisted *) lfirst(lc))->dropped)
+			return true;
+	}
+	return current.calls != NIL;
 }
 
 /*
@@ -782,6 +804,25 @@ wait_for_votes(TimestampTz deadline)
 }
 
 /*
+ * bind_votes: instead of step C2, if PREPARE is not to wait: from here on no
+ * vote can be taken back, for what the record says of them has to hold after a
+ * restart, too.  Raises for a no that has come already.
+ */
+static void
+bind_votes(void)
+{
+	TpcTxn	   *txn = current.txn;
+	int			nrefused;
+
+	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+	txn->votes_final = true;
+	nrefused = txn->nrefused;
+	LWLockRelease(&tpc_shared->txns);
+	if (nrefused > 0)
+		raise_refusal(current.node, &current.id, NULL);
+}
+
+/*
  * tpc_txn_wait_for_votes: before COMMIT PREPARED, step Q2: wait until all
  * participants of a prepared transaction of this node have voted yes.  Raises
  * for a no, after prepare_timeout, and when interrupted; the transaction
@@ -842,8 +883,8 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 
 /*
  * second_phase: the participants that have one, and the users that voted:
- * those that voted yes, or (if votes are still out, and none may be read-only)
- * all, with "" for the user of one that has not voted.
+ * those that voted yes, or (if votes are still out) those that may, with ""
+ * for the user of one that has not.
  */
 static int
 second_phase(char **names, char **users, bool *enlisted, bool all)
@@ -856,9 +897,12 @@ second_phase(char **names, char **users, bool *enlisted, bool all)
 	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
-		if (!parts[i].dropped && (all || parts[i].vote == TPC_PART_YES))
+		bool		yes = parts[i].vote == TPC_PART_YES;
+
+		if (!parts[i].dropped &&
+			(yes || (all && parts[i].vote != TPC_PART_READ_ONLY)))
 		{
-			strcpy(users[n], parts[i].user_id);
+			strcpy(users[n], yes ? parts[i].user_id : "");
 			enlisted[n] = parts[i].enlisted;
 			names[n++] = parts[i].node;
 		}
@@ -930,6 +974,8 @@ gather(const char *gid)
 	hand_over(names, n, deadline, !wait);
 	if (wait)
 		wait_for_votes(deadline);
+	else
+		bind_votes();
 	current.votes_known = wait;
 	if (timed)
 		disable_timeout(STATEMENT_TIMEOUT, false);
@@ -1124,7 +1170,8 @@ collect_missing(TpcTxn *txn)
 	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
 	for (int i = 0; i < txn->nparticipants; i++)
 	{
-		if (parts[i].vote == TPC_PART_YES && !parts[i].acked &&
+		if (parts[i].vote == TPC_PART_YES && !parts[i].dropped &&
+			!parts[i].acked &&
 			len + TPC_NODE_SIZE + 4 < sizeof(missing_names))
 			len += snprintf(missing_names + len, sizeof(missing_names) - len,
 							"%s\"%s\"", len > 0 ? ", " : "", parts[i].node);
@@ -1254,6 +1301,8 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PREPARE:
 			at_prepare();
 			tpc_operate_at_eoxact(false);
+			/* workers that left for ALTER DATABASE come back */
+			tpc_node_at_eoxact(false);
 			current_reset();
 			break;
 
@@ -1322,11 +1371,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 			{
 				Enlisted   *enlisted = lfirst(lc);
 
-				if (enlisted->subid != mySubid)
-					continue;
-				drop_enlisted(enlisted);
-				current.enlisted = foreach_delete_current(current.enlisted,
-														  lc);
+				if (enlisted->subid == mySubid && !enlisted->dropped)
+					drop_enlisted(enlisted);
 			}
 			tpc_join_at_subxact(false, mySubid, parentSubid);
 			tpc_node_at_subxact(false, mySubid, parentSubid);
