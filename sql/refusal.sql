@@ -54,7 +54,7 @@ CREATE FUNCTION regress_refusal.notify(jsonb) RETURNS void LANGUAGE sql AS
 CREATE FUNCTION regress_refusal.commit(jsonb) RETURNS void LANGUAGE plpgsql AS
 	'BEGIN COMMIT; END';
 CREATE FUNCTION regress_refusal.nested(jsonb) RETURNS void LANGUAGE plpgsql AS
-	$$BEGIN PERFORM tpc_amqp.call('audit', 'add', $1); END$$;
+	$$BEGIN PERFORM tpc_amqp.call('audit', 'no such handler', $1); END$$;
 CREATE FUNCTION regress_refusal.dropped(jsonb) RETURNS void LANGUAGE sql AS '';
 SELECT tpc_amqp.register_handler(proname, oid)
 FROM pg_proc WHERE pronamespace = 'regress_refusal'::regnamespace;

@@ -228,12 +228,12 @@ refused('what its role may not do', 42501,
 	do_there('DELETE FROM public.reviews', handler => 'run_as_worker'));
 rolled_back('what its role may not do');
 
-refused('a handler that calls a node', '0A000',
-	qr/cannot PREPARE a transaction that has called other nodes/, 0,
+refused('a handler that calls a node that refuses', '42883',
+	qr/handler "x" does not exist/, 0,
 	do_there(
 		"SELECT tpc_amqp.call('blog', 'x')",
 		id => $id + 1));
-rolled_back('a handler that calls a node');
+rolled_back('a handler that calls a node that refuses');
 
 works('after all that');
 

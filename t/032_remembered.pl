@@ -1,5 +1,5 @@
-# What resolve workers remember of prepared branches never stands in for what
-# is so: who may decide, and whether a branch is still the one it was.
+# What resolve workers remember of prepared branches does not decide who may
+# decide.
 
 use strict;
 use warnings;
@@ -54,27 +54,5 @@ is("$rc $err", '0 ', 'who did, does');
 is(TpcPair::reviews_has($reviews, 2), 1, '... and it is applied');
 $other->close;
 $amqp->close;
-
-# ---------------------------------------------------------------------------
-# A branch finished by hand, and its GID taken by somebody else
-
-$reviews->failpoint('P5.before', 'wait');
-$run = $blog->start(TpcPair::transaction(3, set => \%patient));
-$reviews->failpoint_reached('P5.before');
-($gid) = TpcTest->prepared($reviews->cluster);
-$reviews->sql("ROLLBACK PREPARED '$gid'");
-$reviews->sql("BEGIN;
-	INSERT INTO public.reviews (id) VALUES (1000);
-	PREPARE TRANSACTION '$gid'");
-$reviews->failpoint_clear('P5.before');
-($out, $err, $rc) = $run->finish;
-like($err, qr/a node could not apply the transaction as decided/,
-	'a branch rolled back by hand: the client is told');
-is(join(' ', TpcTest->prepared($reviews->cluster)),
-	$gid, 'what took its GID is not committed in its place');
-is( $reviews->sql('SELECT kind FROM tpc_amqp.incidents'),
-	'lost', 'the branch is listed as lost');
-$reviews->sql("ROLLBACK PREPARED '$gid'");
-TpcTest->no_prepared($reviews->cluster);
 
 done_testing();
