@@ -289,7 +289,8 @@ COMMENT ON VIEW tpc_amqp.transactions IS
 
 CREATE FUNCTION tpc_amqp.live_participants(
 	OUT gtid text, OUT gid text, OUT node text, OUT kind text, OUT vote text,
-	OUT sqlstate text, OUT message text, OUT acked boolean)
+	OUT sqlstate text, OUT message text, OUT results text[],
+	OUT acked boolean)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'tpc_live_participants'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;

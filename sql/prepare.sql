@@ -18,6 +18,12 @@ CREATE TABLE regress_prepare.entry (value text NOT NULL);
 CREATE FUNCTION regress_prepare.add(jsonb) RETURNS void LANGUAGE sql AS
 	$$INSERT INTO regress_prepare.entry VALUES ($1 #>> '{}')$$;
 SELECT tpc_amqp.register_handler('add', 'regress_prepare.add(jsonb)');
+CREATE FUNCTION regress_prepare.count(jsonb) RETURNS bigint LANGUAGE sql AS
+	'SELECT count(*) FROM regress_prepare.entry';
+CREATE FUNCTION regress_prepare.long(jsonb) RETURNS text LANGUAGE sql AS
+	$$SELECT repeat('é', 1000)$$;
+SELECT tpc_amqp.register_handler(f, ('regress_prepare.' || f || '(jsonb)')::regprocedure)
+FROM unnest('{count,long}'::text[]) f;
 \c regress_blog
 CREATE SCHEMA regress_prepare;
 CREATE TABLE regress_prepare.entry (value text NOT NULL);
@@ -168,6 +174,21 @@ SELECT gid FROM pg_prepared_xacts WHERE database = current_database();
 ROLLBACK PREPARED 'regress_prepare 5';
 RESET tpc_amqp.prepare_wait;
 
+-- what handlers return can be seen before the decision
+BEGIN;
+SELECT tpc_amqp.call('reviews', 'count');
+SELECT tpc_amqp.call('reviews', 'add', '"counted"');
+SELECT tpc_amqp.call('reviews', 'count');
+PREPARE TRANSACTION 'regress_prepare 5';
+SELECT vote, results FROM tpc_amqp.participants WHERE gid = 'regress_prepare 5';
+ROLLBACK PREPARED 'regress_prepare 5';
+BEGIN;
+SELECT tpc_amqp.call('reviews', 'long');
+PREPARE TRANSACTION 'regress_prepare 5';
+SELECT vote, array_length(results, 1), octet_length(convert_to(results[1], 'UTF8'))
+FROM tpc_amqp.participants WHERE gid = 'regress_prepare 5';
+COMMIT PREPARED 'regress_prepare 5';
+
 -- calls that rolled back are none
 BEGIN;
 INSERT INTO regress_prepare.entry VALUES ('no calls');
@@ -207,6 +228,6 @@ SET client_min_messages = warning;
 DROP SCHEMA regress_prepare CASCADE;
 \c regress_reviews
 SELECT value FROM regress_prepare.entry ORDER BY value;
-SELECT tpc_amqp.unregister_handler('add');
+SELECT tpc_amqp.unregister_handler(f) FROM unnest('{add,count,long}'::text[]) f;
 SET client_min_messages = warning;
 DROP SCHEMA regress_prepare CASCADE;

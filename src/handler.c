@@ -446,13 +446,20 @@ find_callable(const char *name, const char *caller, Oid *run_as)
 	return funcid;
 }
 
-/* Call a function as the executor would; what it returns is dropped. */
-static void
+/*
+ * Call a function as the executor would; returns the text of its result, NULL
+ * if it has none.
+ */
+static char *
 call_function(Oid funcid, const char *arg, size_t arg_len)
 {
 	LOCAL_FCINFO(fcinfo, 1);
 	FmgrInfo	flinfo;
 	PgStat_FunctionCallUsage usage;
+	Datum		result;
+	Oid			type = get_func_rettype(funcid);
+	Oid			output;
+	bool		is_varlena;
 
 	InvokeFunctionExecuteHook(funcid);
 	fmgr_info(funcid, &flinfo);
@@ -464,13 +471,19 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
 	fcinfo->args[0].isnull = false; /* JSON's null is not SQL's */
 
 	pgstat_init_function_usage(fcinfo, &usage);
-	(void) FunctionCallInvoke(fcinfo);
+	result = FunctionCallInvoke(fcinfo);
 	pgstat_end_function_usage(&usage, true);
+	if (fcinfo->isnull ||
+		(get_typtype(type) == TYPTYPE_PSEUDO && type != RECORDOID))
+		return NULL;
+	getTypeOutputInfo(type, &output, &is_varlena);
+	return OidOutputFunctionCall(output, result);
 }
 
 /*
  * tpc_handler_run: step P2.  Run a handler on an argument, JSON text in the
- * server's encoding, for a node.
+ * server's encoding, for a node.  *result is the text of what it returns,
+ * palloc'd in the caller's context, or NULL.
  *
  * The caller has begun a transaction (no subtransaction) as a superuser, with
  * an active snapshot.  *running_as is InvalidOid before the first call of the
@@ -491,7 +504,7 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  */
 void
 tpc_handler_run(const char *name, const char *caller, const char *arg,
-				size_t arg_len, Oid *running_as)
+				size_t arg_len, Oid *running_as, char **result)
 {
 	MemoryContext call_context;
 	MemoryContext old_context;
@@ -535,7 +548,9 @@ tpc_handler_run(const char *name, const char *caller, const char *arg,
 	error_context_stack = &callback;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	call_function(funcid, arg, arg_len);
+	*result = call_function(funcid, arg, arg_len);
+	if (*result != NULL)
+		*result = MemoryContextStrdup(old_context, *result);
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 

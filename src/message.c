@@ -234,6 +234,31 @@ append_error(StringInfo out, const TpcRemoteError *error)
 	appendStringInfoChar(out, '}');
 }
 
+/* What does not fit any more is left out, as if there were no result. */
+static void
+append_results(StringInfo body, const TpcMessage *msg)
+{
+	int			start = body->len;
+
+	appendStringInfoString(body, ",\"results\":[");
+	for (int i = 0; i < msg->nresults; i++)
+	{
+		int			before;
+
+		if (i > 0)
+			appendStringInfoChar(body, ',');
+		before = body->len;
+		if (msg->results[i] != NULL)
+			append_json_string(body, msg->results[i], TPC_RESULT_MAXLEN);
+		if (msg->results[i] == NULL || body->len - start > TPC_RESULTS_MAXLEN)
+		{
+			body->len = before;
+			appendStringInfoString(body, "null");
+		}
+	}
+	appendStringInfoChar(body, ']');
+}
+
 void
 tpc_message_begin_calls(StringInfo body)
 {
@@ -289,6 +314,8 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 		case TPC_MSG_VOTE:
 			appendStringInfoChar(body, '{');
 			append_text_field(body, "vote", vote_names[msg->vote], WORD_SIZE);
+			if (msg->vote != TPC_VOTE_NO && msg->nresults > 0)
+				append_results(body, msg);
 			if (msg->vote == TPC_VOTE_NO)
 			{
 				appendStringInfoString(body, ",\"error\":");
@@ -1074,6 +1101,48 @@ parse_vote(Parser *parser, void *target)
 }
 
 static bool
+parse_results(Parser *parser, void *target)
+{
+	TpcMessage *msg = (TpcMessage *) target;
+	int			room = 0;
+
+	if (parser->lex->token_type != JSON_TOKEN_ARRAY_START)
+		return false;
+	if (!advance(parser))
+		return false;
+	if (parser->lex->token_type == JSON_TOKEN_ARRAY_END)
+		return advance(parser);
+
+	for (;;)
+	{
+		if (msg->nresults == TPC_MAX_CALLS)
+			return fail(parser, "too many results in one vote");
+		if (msg->nresults == room)
+		{
+			room = (room == 0) ? 8 : room * 2;
+			if (msg->results == NULL)
+				msg->results = palloc(room * sizeof(char *));
+			else
+				msg->results = repalloc(msg->results, room * sizeof(char *));
+		}
+		msg->results[msg->nresults++] = NULL;
+		if (parser->lex->token_type == JSON_TOKEN_NULL)
+		{
+			if (!advance(parser))
+				return false;
+		}
+		else if (!parse_text(parser, TPC_RESULT_MAXLEN,
+							 &msg->results[msg->nresults - 1]))
+			return false;
+		if (parser->lex->token_type != JSON_TOKEN_COMMA)
+			break;
+		if (!advance(parser))
+			return false;
+	}
+	return expect(parser, JSON_TOKEN_ARRAY_END);
+}
+
+static bool
 parse_outcome(Parser *parser, void *target)
 {
 	int			index;
@@ -1138,6 +1207,7 @@ static const Field prepare_fields[] = {
 
 static const Field vote_fields[] = {
 	FIELD("vote", true, parse_vote),
+	FIELD("results", false, parse_results),
 	FIELD("error", false, parse_error)
 };
 
@@ -1230,6 +1300,8 @@ tpc_message_decode_body(const char *body, size_t len, TpcMessage *msg,
 	msg->ncalls = 0;
 	msg->calls = NULL;
 	msg->vote = TPC_VOTE_NO;
+	msg->nresults = 0;
+	msg->results = NULL;
 	memset(&msg->error, 0, sizeof(msg->error));
 	msg->outcome = TPC_ACK_LOST;
 	msg->forced = false;
@@ -1288,6 +1360,15 @@ tpc_message_free_body(TpcMessage *msg)
 		pfree(msg->calls);
 	msg->ncalls = 0;
 	msg->calls = NULL;
+	for (int i = 0; i < msg->nresults; i++)
+	{
+		if (msg->results[i])
+			pfree(msg->results[i]);
+	}
+	if (msg->results)
+		pfree(msg->results);
+	msg->nresults = 0;
+	msg->results = NULL;
 	free_error(&msg->error);
 }
 

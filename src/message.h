@@ -40,6 +40,10 @@
 #define TPC_ERROR_HINT_MAXLEN 1024
 #define TPC_ERROR_CONTEXT_MAXLEN 4096
 
+/* Of what a handler returns, so much of each call travels, and of all. */
+#define TPC_RESULT_MAXLEN 1024
+#define TPC_RESULTS_MAXLEN 8192
+
 /* Deepest nesting inside an argument, or inside a field that is ignored. */
 #define TPC_JSON_MAX_DEPTH 1000
 
@@ -135,6 +139,8 @@ typedef struct TpcMessage
 	bool		must_prepare;	/* also if it wrote nothing */
 	/* vote */
 	TpcVote		vote;
+	int			nresults;		/* yes, read-only: of the calls, in their */
+	char	  **results;		/* order; NULL for one without a result */
 	TpcRemoteError error;		/* no-vote; also ack and unknown: reason in
 								 * message */
 	/* rollback */

@@ -1238,9 +1238,10 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 	}
 	if (msg->type == TPC_MSG_INQUIRY)
 		tpc_node_count(node, TPC_STAT_INQUIRIES, 1);
-	if (msg->type == TPC_MSG_VOTE && msg->vote == TPC_VOTE_NO)
+	if (msg->type == TPC_MSG_VOTE &&
+		(msg->vote == TPC_VOTE_NO || msg->nresults > 0))
 	{
-		/* without its reason it still is a no */
+		/* without its reason it still is a no, without its results a yes */
 		reason = tpc_area_try_alloc(Max(event->wire.body.len, 1));
 		if (DsaPointerIsValid(reason))
 			memcpy(dsa_get_address(tpc_area(), reason), event->wire.body.ptr,
@@ -1265,7 +1266,9 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		;						/* when the transaction has ended */
 	else if (takes_votes(txn) && part->vote == TPC_PART_WAITING)
 	{
-		note_round(txn->prepare_at);
+		/* how long an application takes tells nothing */
+		if (!part->enlisted)
+			note_round(txn->prepare_at);
 		strlcpy(part->user_id, msg->user_id, sizeof(part->user_id));
 		if (says_yes)
 		{
@@ -1282,13 +1285,13 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		else
 		{
 			part->vote = TPC_PART_NO;
-			part->reason = reason;
-			part->reason_len = DsaPointerIsValid(reason) ?
-				(uint32) event->wire.body.len : 0;
-			reason = InvalidDsaPointer;
 			txn->nrefused++;
 			tpc_node_count(node, TPC_STAT_VOTES_NO, 1);
 		}
+		part->reason = reason;
+		part->reason_len = DsaPointerIsValid(reason) ?
+			(uint32) event->wire.body.len : 0;
+		reason = InvalidDsaPointer;
 		wake_if_decidable(txn);
 	}
 	LWLockRelease(&tpc_shared->txns);
@@ -1345,6 +1348,8 @@ take_request(const TpcBrokerEvent *event, const TpcMessage *msg)
 				"\"message\":\"the application rolled its branch back\"}}";
 
 				part->vote = TPC_PART_NO;
+				if (DsaPointerIsValid(part->reason))
+					dsa_free(tpc_area(), part->reason);
 				part->reason = tpc_area_try_alloc(sizeof(reason));
 				part->reason_len = 0;
 				if (DsaPointerIsValid(part->reason))

@@ -83,6 +83,8 @@ static ExecutorStart_hook_type prev_executor_start = NULL;
 static Work *current_work = NULL;	/* from taking a job to its vote */
 static volatile bool current_prepared;	/* its PREPARE is durable */
 static MemoryContext job_context = NULL;	/* reset per job */
+static int	ncall_results = 0;	/* of this job, if a handler returned any */
+static char **call_results = NULL;	/* in job_context */
 static uint32 wait_event_main = 0;
 
 /* Take the next job, if there is one. */
@@ -174,6 +176,11 @@ make_vote(const Work *work, bool publish, TpcVote vote,
 	msg.type = TPC_MSG_VOTE;
 	msg.id = work->id;
 	msg.vote = vote;
+	if (vote != TPC_VOTE_NO)
+	{
+		msg.nresults = ncall_results;
+		msg.results = call_results;
+	}
 	if (error != NULL)
 		msg.error = *error;
 	initStringInfo(&body);
@@ -244,13 +251,30 @@ set_lock_timeout(void)
 	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* What a handler has returned, in UTF-8 and in job_context; no more than goes. */
+static char *
+result_to_wire(char *result)
+{
+	int			len = strlen(result);
+	char	   *utf8;
+
+	if (len > TPC_RESULT_MAXLEN)
+		result[pg_mbcliplen(result, len, TPC_RESULT_MAXLEN)] = '\0';
+	/* bytes of a SQL_ASCII database go as they are: the codec sees to them */
+	utf8 = GetDatabaseEncoding() == PG_SQL_ASCII ? result :
+		pg_server_to_any(result, strlen(result), PG_UTF8);
+	return MemoryContextStrdup(job_context, utf8);
+}
+
 /*
  * run_calls: step P2.  Run the handlers in order, in the open transaction.
- * Returns the role of the last one, which stays in force.
+ * Returns the role of the last one, which stays in force.  Their results go
+ * into call_results.
  */
 static Oid
 run_calls(const Work *work, bool *must_prepare)
 {
+	bool		any = false;
 	TpcMessage	msg;
 	const char *why;
 	Oid			running_as = InvalidOid;
@@ -276,6 +300,7 @@ run_calls(const Work *work, bool *must_prepare)
 		TpcCallItem *call = &msg.calls[i];
 		char	   *handler;
 		char	   *arg;
+		char	   *result;
 		char		activity[200];
 
 		handler = pg_any_to_server(call->handler, strlen(call->handler),
@@ -285,17 +310,27 @@ run_calls(const Work *work, bool *must_prepare)
 				 handler, work->gtid);
 		pgstat_report_activity(STATE_RUNNING, activity);
 		tpc_handler_run(handler, work->id.coordinator, arg, strlen(arg),
-						&running_as);
+						&running_as, &result);
+		if (result == NULL)
+			continue;
+		if (!any)
+			call_results = MemoryContextAllocZero(job_context,
+												  sizeof(char *) * msg.ncalls);
+		any = true;
+		ncall_results = msg.ncalls;
+		call_results[i] = result_to_wire(result);
 	}
 	return running_as;
 }
 
 /*
  * run_branch: steps P2 and P3.  Raises for whatever makes it a no; must not
- * be taken for a no once current_prepared is set.
+ * be taken for a no once current_prepared is set.  The yes-vote in *yes is made
+ * anew if there are results to tell; if there is no room for them, it goes
+ * without.
  */
 static WorkResult
-run_branch(Work *work)
+run_branch(Work *work, volatile dsa_pointer *yes)
 {
 	TpcBranchRow row;
 	Oid			save_userid;
@@ -419,6 +454,17 @@ run_branch(Work *work)
 	PopActiveSnapshot();
 	work->xid = GetTopTransactionId();
 
+	if (ncall_results > 0)
+	{
+		dsa_pointer with_results = make_vote(work, true, TPC_VOTE_YES, NULL);
+
+		if (DsaPointerIsValid(with_results))
+		{
+			dsa_free(tpc_area(), *yes);
+			*yes = with_results;
+		}
+	}
+
 	/* Its own participants have to vote first, and in time. */
 	if (tpc_txn_has_calls())
 	{
@@ -490,7 +536,7 @@ static void
 run_job(Work *work)
 {
 	volatile WorkResult result = WORK_REFUSED;
-	dsa_pointer yes;
+	volatile dsa_pointer yes;
 	ErrorData  *volatile edata = NULL;
 	TpcRemoteError error;
 	MemoryContext old = MemoryContextSwitchTo(job_context);
@@ -500,6 +546,8 @@ run_job(Work *work)
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 	memset(&error, 0, sizeof(error));
 	current_prepared = false;
+	ncall_results = 0;
+	call_results = NULL;
 	current_work = work;
 	QueryCancelPending = false;
 	yes = make_vote(work, true, TPC_VOTE_YES, NULL);
@@ -510,7 +558,7 @@ run_job(Work *work)
 			ereport(ERROR,
 					(errcode(ERRCODE_OUT_OF_MEMORY),
 					 errmsg("out of shared memory for messages")));
-		result = run_branch(work);
+		result = run_branch(work, &yes);
 		if (result == WORK_VOTE_AGAIN || result == WORK_DROP)
 		{
 			PopActiveSnapshot();

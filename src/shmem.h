@@ -255,7 +255,8 @@ typedef struct TpcParticipant
 	bool		acked;			/* messenger, under txns */
 	dsa_pointer body;			/* of the prepare; freed by the messenger */
 	uint32		body_len;
-	dsa_pointer reason;			/* no: body of the vote; freed with the txn */
+	dsa_pointer reason;			/* body of the vote, if it says more than yes;
+								 * freed with the txn */
 	uint32		reason_len;
 } TpcParticipant;
 

@@ -346,7 +346,7 @@ typedef struct ParticipantRow
 {
 	TpcGtid		gtid;
 	TpcParticipant part;
-	char	   *reason;			/* body of a no-vote, or NULL */
+	char	   *reason;			/* body of the vote, or NULL */
 } ParticipantRow;
 
 static const char *
@@ -417,6 +417,27 @@ compare_participants(const ListCell *a, const ListCell *b)
 		strcmp(row_a->part.node, row_b->part.node);
 }
 
+/* What handlers have returned, NULL for one that returned nothing. */
+static Datum
+results_array(char **results, int n)
+{
+	Datum	   *elems = palloc(sizeof(Datum) * n);
+	bool	   *nulls = palloc(sizeof(bool) * n);
+	int			dims[1] = {n};
+	int			lbs[1] = {1};
+
+	for (int i = 0; i < n; i++)
+	{
+		nulls[i] = results[i] == NULL;
+		elems[i] = nulls[i] ? (Datum) 0 :
+			CStringGetTextDatum(pg_any_to_server(results[i],
+												 strlen(results[i]), PG_UTF8));
+	}
+	return PointerGetDatum(construct_md_array(elems, nulls, 1, dims, lbs,
+											  TEXTOID, -1, false,
+											  TYPALIGN_INT));
+}
+
 /* The GID of a coordinator's own prepared transaction, or NULL. */
 static const char *
 gid_of(List *gids, const TpcGtid *gtid)
@@ -465,15 +486,17 @@ tpc_live_participants(PG_FUNCTION_ARGS)
 		TpcMessage	msg;
 		const char *why;
 		bool		says_why;
-		Datum		values[8];
-		bool		nulls[8] = {false};
+		Datum		values[9];
+		bool		nulls[9] = {false};
 		int			i = 0;
 
 		memset(&msg, 0, sizeof(msg));
 		msg.type = TPC_MSG_VOTE;
-		says_why = row->reason != NULL &&
-			tpc_message_decode_body(row->reason, strlen(row->reason), &msg,
-									&why) && msg.error.message != NULL;
+		if (row->reason == NULL ||
+			!tpc_message_decode_body(row->reason, strlen(row->reason), &msg,
+									 &why))
+			memset(&msg, 0, sizeof(msg));
+		says_why = msg.error.message != NULL;
 
 		id.gtid = row->gtid;
 		tpc_gtid_to_text(&id, gtid);
@@ -492,6 +515,9 @@ tpc_live_participants(PG_FUNCTION_ARGS)
 			CStringGetTextDatum(pg_any_to_server(msg.error.message,
 												 strlen(msg.error.message),
 												 PG_UTF8)) : (Datum) 0;
+		nulls[i] = msg.nresults == 0;
+		values[i++] = msg.nresults > 0 ?
+			results_array(msg.results, msg.nresults) : (Datum) 0;
 		values[i++] = BoolGetDatum(row->part.acked);
 		put_row(fcinfo, values, nulls);
 	}

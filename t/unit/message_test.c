@@ -518,6 +518,7 @@ test_round_trip(const TpcMessage *msg, const char *name)
 		back.ncalls == msg->ncalls &&
 		back.must_prepare == msg->must_prepare &&
 		back.wants_commit == msg->wants_commit &&
+		back.nresults == msg->nresults &&
 		back.vote == (msg->type == TPC_MSG_VOTE ? msg->vote : TPC_VOTE_NO) &&
 		strcmp(back.error.sqlstate, msg->error.sqlstate) == 0 &&
 		same_text(back.error.message, msg->error.message) &&
@@ -526,6 +527,8 @@ test_round_trip(const TpcMessage *msg, const char *name)
 		same_text(back.error.context, msg->error.context) &&
 		(msg->type != TPC_MSG_ACK ||
 		 (back.outcome == msg->outcome && back.forced == msg->forced));
+	for (int i = 0; result && i < msg->nresults; i++)
+		result = same_text(back.results[i], msg->results[i]);
 	for (int i = 0; result && i < msg->ncalls; i++)
 		result = strcmp(back.calls[i].handler, msg->calls[i].handler) == 0 &&
 			back.calls[i].arg_len == msg->calls[i].arg_len &&
@@ -576,6 +579,7 @@ test_round_trips(void)
 		{"s", "\"\\ud83d\\udc18\\u00e9\"", 0},
 		{"e", "-0.5e+10", 8}
 	};
+	char	   *results[] = {NULL, "[1, \"\\u0000\"]", every, ""};
 	TpcMessage	msg;
 
 	for (size_t i = 0; i < lengthof(calls); i++)
@@ -631,6 +635,10 @@ test_round_trips(void)
 	test_round_trip(&msg, "vote yes");
 	msg.vote = TPC_VOTE_READ_ONLY;
 	test_round_trip(&msg, "vote read-only");
+	msg.nresults = lengthof(results);
+	msg.results = results;
+	test_round_trip(&msg, "vote with results");
+	msg.nresults = 0;
 	msg.vote = TPC_VOTE_NO;
 	strcpy(msg.error.sqlstate, "23505");
 	msg.error.message = every;
