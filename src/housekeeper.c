@@ -571,6 +571,37 @@ resend_decisions(TimestampTz now, bool all)
 }
 
 /*
+ * Branches that were committed by force, as TpcPreparedBranch *, while their
+ * coordinator's decision has not been heard: it may have aborted, and tells
+ * nobody that does not ask.  (Of one that committed, it goes on telling.)
+ */
+static List *
+forced_commits(void)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, tpc_heuristic_pending())
+	{
+		TpcHeuristic *heuristic = lfirst(lc);
+		TpcPreparedBranch *branch;
+		TpcBranchRow row;
+
+		if (!heuristic->commit || heuristic->answered)
+			continue;
+		tpc_branch_probe(&heuristic->id, &row);
+		if (row.state != TPC_BRANCH_COMMITTED)
+			continue;
+		branch = palloc0(sizeof(TpcPreparedBranch));
+		branch->id = heuristic->id;
+		strlcpy(branch->gid, row.gid, sizeof(branch->gid));
+		branch->prepared_at = row.prepared_at;
+		result = lappend(result, branch);
+	}
+	return result;
+}
+
+/*
  * Have branches in doubt ask their coordinators; all: without backoff.  False
  * if the messenger does not take it.
  */
@@ -585,7 +616,7 @@ inquire(TimestampTz now, bool all)
 	scan_number++;
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
-	branches = tpc_branch_prepared(node->name);
+	branches = list_concat(tpc_branch_prepared(node->name), forced_commits());
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
 	branches = list_concat(branches, tpc_gid_joined());

@@ -329,8 +329,12 @@ decide(const TpcItem *item)
 	facts.branch = row.state;
 	facts.sender_matches = sender_matches(&row, item);
 	facts.job_exists = job_exists(item);
+	/* one that we never acknowledged cannot have been forgotten */
 	if (row.state == TPC_BRANCH_COMMITTED && !commit)
-		facts.forgotten = says_forgotten(item);
+		facts.forgotten = says_forgotten(item) &&
+			!(facts.sender_matches &&
+			  tpc_heuristic_lookup(&item->id, &forced_commit) &&
+			  forced_commit && tpc_heuristic_answered(&item->id));
 	if (row.state == TPC_BRANCH_NONE && commit)
 	{
 		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
@@ -347,6 +351,8 @@ decide(const TpcItem *item)
 	action = tpc_protocol_decide(&facts);
 	if (action == TPC_ACTION_FINISH)
 	{
+		if (tpc_heuristic_lookup(&item->id, &forced_commit))
+			(void) tpc_heuristic_answered(&item->id);
 		if (tpc_resolve_finish(row.gid, commit))
 		{
 			tpc_node_count(node, commit ? TPC_STAT_BRANCHES_COMMITTED :
@@ -383,6 +389,8 @@ decide(const TpcItem *item)
 
 		case TPC_ACTION_ACK:
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
+			if (forced && facts.sender_matches)
+				(void) tpc_heuristic_answered(&item->id);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
 			send_ack(item, TPC_ACK_COMMITTED, forced && forced_commit, NULL);
@@ -416,6 +424,8 @@ decide(const TpcItem *item)
 
 		case TPC_ACTION_MISMATCH:
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
+			if (forced)
+				(void) tpc_heuristic_answered(&item->id);
 			tpc_incident_report(&item->id, "mismatch", node->name,
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();
