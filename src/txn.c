@@ -849,6 +849,9 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 		{
 			refused = txn->nrefused > 0;
 			complete = !refused && txn->nvotes == txn->nexpected;
+			/* mapped now, for step Q5 may not raise */
+			if (complete && DsaPointerIsValid(txn->participants))
+				(void) dsa_get_address(tpc_area(), txn->participants);
 		}
 		LWLockRelease(&tpc_shared->txns);
 
