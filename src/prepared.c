@@ -132,6 +132,27 @@ send_request(TpcNode *node, const TpcGlobalId *id, bool commit)
 }
 
 /*
+ * How a joined branch stands.  If the table has no entry of it any more, or
+ * has one of another that uses its GID by now, the row tells.
+ */
+static TpcGidState
+joined_state(const TpcGid *entry)
+{
+	TpcGid		now;
+	TpcBranchRow row;
+
+	if (tpc_gid_lookup(entry->key.gid, &now) && now.has_branch &&
+		memcmp(&now.branch, &entry->branch, sizeof(now.branch)) == 0)
+		return now.state;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	tpc_branch_probe(&entry->branch, &row);
+	PopActiveSnapshot();
+	return row.state == TPC_BRANCH_IN_PROGRESS ? TPC_GID_PREPARED :
+		row.state == TPC_BRANCH_COMMITTED ? TPC_GID_COMMITTED :
+		TPC_GID_ABORTED;
+}
+
+/*
  * finish_joined: ask for it and wait until it has been carried out, for
  * prepare_timeout at most.  Raises if it was decided otherwise, or not.
  */
@@ -152,8 +173,8 @@ finish_joined(TpcNode *node, const TpcGid *entry, bool commit)
 		TimestampTz t = GetCurrentTimestamp();
 		long		left;
 
-		if (!tpc_gid_lookup(entry->key.gid, &now) ||
-			now.state != TPC_GID_PREPARED)
+		now.state = joined_state(entry);
+		if (now.state != TPC_GID_PREPARED)
 			break;
 		left = TimestampDifferenceMilliseconds(t, deadline);
 		if (left <= 0)
@@ -296,14 +317,15 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 			break;
 	}
 
-	/* One that was finished past us: let the server say so. */
-	if (!still_exists(gid))
-		return TPC_FINISH_PASS;
+	/* Also if it is gone: who has finished it is about to say how. */
 	if (entry.has_branch)
 	{
 		finish_joined(node, &entry, commit);
 		return TPC_FINISH_DONE;
 	}
+	/* One that was finished past us: let the server say so. */
+	if (!still_exists(gid))
+		return TPC_FINISH_PASS;
 
 	if (commit)
 	{
