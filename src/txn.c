@@ -1021,6 +1021,12 @@ pre_prepare(void)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
 
+	/* Everything later goes by it. */
+	if (prepare_gid[0] == '\0' && (tpc_txn_has_calls() || tpc_join_pending()))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot prepare a global transaction other than by PREPARE TRANSACTION")));
+
 	memset(&claim, 0, sizeof(claim));
 	if (tpc_branch_gid_parse(prepare_gid, NULL, &claim.branch))
 	{
