@@ -209,8 +209,8 @@ prepared_statement(TransactionStmt *stmt, ProcessUtilityContext context)
 	switch (stmt->kind)
 	{
 		case TRANS_STMT_PREPARE:
-			if (tpc_xact_pending)
-				tpc_txn_set_gid(stmt->gid);
+			/* even if nothing is pending: a deferred trigger may call */
+			tpc_txn_set_gid(stmt->gid);
 			return TPC_FINISH_PASS;
 
 		case TRANS_STMT_COMMIT_PREPARED:
