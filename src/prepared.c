@@ -238,10 +238,18 @@ refuse_if_branch(const char *gid, bool commit)
 {
 	TpcGlobalId id;
 	TpcNode    *node = attached_node();
+	TpcBranchRow row;
 	char		gtid[TPC_GTID_TEXT_SIZE];
+	bool		prepared;
 
-	if (node == NULL || !tpc_branch_gid_parse(gid, node->name, &id) ||
-		!still_exists(gid))
+	if (node == NULL || !tpc_branch_gid_parse(gid, node->name, &id))
+		return;
+	/* the name alone says nothing: anybody may use it */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	tpc_branch_probe(&id, &row);
+	prepared = strcmp(row.gid, gid) == 0 && tpc_branch_is_prepared(&row);
+	PopActiveSnapshot();
+	if (!prepared)
 		return;
 	tpc_gtid_to_text(&id, gtid);
 	ereport(ERROR,
