@@ -76,6 +76,7 @@ static uint32 seen_requests = 0;
 static uint32 scan_number = 0;
 static TimestampTz scanned_at = 0;
 static TimestampTz looked_at = 0;
+static uint32 looked_requests = 0;
 static TimestampTz floor_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
 static int	nsorted_finished = 0;
@@ -943,10 +944,12 @@ tpc_housekeeper_turn(void)
 	{
 		load_prepared();
 		MemoryContextSwitchTo(turn_context);
-		if (requests != seen_requests ||
+		/* one that cannot be finished must not keep us from the rest */
+		if (requests != looked_requests ||
 			TimestampDifferenceExceeds(looked_at, now, tpc_resolve_interval))
 		{
 			looked_at = now;
+			looked_requests = requests;
 			look_after_prepared(now);
 			look_after_entries();
 			carry_out_forced();
