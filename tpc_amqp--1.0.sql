@@ -66,12 +66,14 @@ CREATE TABLE tpc_amqp.floor (
 );
 
 -- What a person has decided about branches in doubt, until they are closed.
+-- answered: the coordinator's decision has been heard since.
 CREATE TABLE tpc_amqp.heuristic (
 	coordinator text COLLATE "C" NOT NULL,
 	gtid uuid NOT NULL,
 	commit boolean NOT NULL,
 	forced_at timestamptz NOT NULL,
 	forced_by name NOT NULL,
+	answered boolean NOT NULL DEFAULT false,
 	CONSTRAINT heuristic_pkey PRIMARY KEY (coordinator, gtid)
 );
 

@@ -45,6 +45,7 @@
 
 /* columns of heuristic; the first two are those of branch */
 #define HEURISTIC_COMMIT	3
+#define HEURISTIC_ANSWERED	6
 
 /* columns of floor */
 #define FLOOR_COORDINATOR	1
@@ -340,7 +341,9 @@ tpc_branch_seems_closed(const TpcGlobalId *id, const char *sender)
 /*
  * tpc_branch_advance_floor: record a coordinator's floor, as told by a broker
  * user, and delete the rows below it that came from the same, in the current
- * transaction.  False if it was there already.
+ * transaction.  False if it was there already.  What was committed by force
+ * stays until the decision has been heard: that it is closed can also mean
+ * that it was rolled back.
  */
 bool
 tpc_branch_advance_floor(const char *coordinator, const char *sender,
@@ -367,12 +370,17 @@ tpc_branch_advance_floor(const char *coordinator, const char *sender,
 		tpc_spi_execute("DELETE FROM tpc_amqp.branch"
 						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
 						" AND gtid OPERATOR(pg_catalog.<) $3"
-						" AND sender OPERATOR(pg_catalog.=) ANY (ARRAY[$2, ''])",
+						" AND sender OPERATOR(pg_catalog.=) ANY (ARRAY[$2, ''])"
+						" AND NOT EXISTS (SELECT 1 FROM tpc_amqp.heuristic h"
+						" WHERE h.coordinator OPERATOR(pg_catalog.=) branch.coordinator"
+						" AND h.gtid OPERATOR(pg_catalog.=) branch.gtid"
+						" AND h.commit AND NOT h.answered)",
 						3, types, values, NULL, false, SPI_OK_DELETE);
 	if (advanced)
 		tpc_spi_execute("DELETE FROM tpc_amqp.heuristic"
 						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
-						" AND gtid OPERATOR(pg_catalog.<) $3",
+						" AND gtid OPERATOR(pg_catalog.<) $3"
+						" AND (answered OR NOT commit)",
 						3, types, values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	return advanced;
@@ -513,7 +521,7 @@ tpc_heuristic_record(const TpcGlobalId *id, bool commit)
 					" VALUES ($1, $2, $3, pg_catalog.now(), session_user)"
 					" ON CONFLICT (coordinator, gtid) DO UPDATE"
 					" SET commit = excluded.commit, forced_at = excluded.forced_at,"
-					" forced_by = excluded.forced_by",
+					" forced_by = excluded.forced_by, answered = false",
 					3, types, values, NULL, false, SPI_OK_INSERT);
 	SPI_finish();
 }
@@ -546,6 +554,32 @@ tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit)
 	return found;
 }
 
+/*
+ * tpc_heuristic_answered: the coordinator's decision about a branch that was
+ * finished by force has been heard, or nobody wants to hear it any more.
+ * Whether that is news.  In the current transaction.
+ */
+bool
+tpc_heuristic_answered(const TpcGlobalId *id)
+{
+	Oid			types[2] = {TEXTOID, UUIDOID};
+	Datum		values[2];
+	pg_uuid_t	uuid;
+	bool		news;
+
+	tpc_gtid_to_bytes(&id->gtid, uuid.data);
+	values[0] = CStringGetTextDatum(id->coordinator);
+	values[1] = UUIDPGetDatum(&uuid);
+	SPI_connect();
+	tpc_spi_execute("UPDATE tpc_amqp.heuristic SET answered = true"
+					" WHERE coordinator OPERATOR(pg_catalog.=) $1"
+					" AND gtid OPERATOR(pg_catalog.=) $2 AND NOT answered",
+					2, types, values, NULL, false, SPI_OK_UPDATE);
+	news = SPI_processed > 0;
+	SPI_finish();
+	return news;
+}
+
 /* tpc_heuristic_pending: all there are, as TpcHeuristic * in the caller's context. */
 List *
 tpc_heuristic_pending(void)
@@ -573,6 +607,9 @@ tpc_heuristic_pending(void)
 			continue;
 		heuristic->commit =
 			DatumGetBool(heap_getattr(tuple, HEURISTIC_COMMIT, desc, &isnull));
+		heuristic->answered =
+			DatumGetBool(heap_getattr(tuple, HEURISTIC_ANSWERED, desc,
+									  &isnull));
 		result = lappend(result, heuristic);
 	}
 	systable_endscan(scan);

@@ -31,6 +31,7 @@ typedef struct TpcHeuristic
 {
 	TpcGlobalId id;
 	bool		commit;
+	bool		answered;		/* its coordinator's decision has been heard */
 } TpcHeuristic;
 
 /* A prepared branch as pg_prepared_xacts shows it. */
@@ -65,6 +66,7 @@ extern bool tpc_branch_is_prepared(const TpcBranchRow *row);
 extern char *tpc_branch_other_name(const char *node);
 extern List *tpc_branch_prepared(const char *node);
 extern bool tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit);
+extern bool tpc_heuristic_answered(const TpcGlobalId *id);
 extern void tpc_heuristic_record(const TpcGlobalId *id, bool commit);
 extern List *tpc_heuristic_pending(void);
 extern void tpc_incident_report(const TpcGlobalId *id, const char *kind,

@@ -76,6 +76,7 @@ static uint32 seen_requests = 0;
 static uint32 scan_number = 0;
 static TimestampTz scanned_at = 0;
 static TimestampTz looked_at = 0;
+static uint32 looked_requests = 0;
 static TimestampTz floor_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
 static int	nsorted_finished = 0;
@@ -571,6 +572,37 @@ resend_decisions(TimestampTz now, bool all)
 }
 
 /*
+ * Branches that were committed by force, as TpcPreparedBranch *, while their
+ * coordinator's decision has not been heard: it may have aborted, and tells
+ * nobody that does not ask.  (Of one that committed, it goes on telling.)
+ */
+static List *
+forced_commits(void)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, tpc_heuristic_pending())
+	{
+		TpcHeuristic *heuristic = lfirst(lc);
+		TpcPreparedBranch *branch;
+		TpcBranchRow row;
+
+		if (!heuristic->commit || heuristic->answered)
+			continue;
+		tpc_branch_probe(&heuristic->id, &row);
+		if (row.state != TPC_BRANCH_COMMITTED)
+			continue;
+		branch = palloc0(sizeof(TpcPreparedBranch));
+		branch->id = heuristic->id;
+		strlcpy(branch->gid, row.gid, sizeof(branch->gid));
+		branch->prepared_at = row.prepared_at;
+		result = lappend(result, branch);
+	}
+	return result;
+}
+
+/*
  * Have branches in doubt ask their coordinators; all: without backoff.  False
  * if the messenger does not take it.
  */
@@ -585,7 +617,7 @@ inquire(TimestampTz now, bool all)
 	scan_number++;
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
-	branches = tpc_branch_prepared(node->name);
+	branches = list_concat(tpc_branch_prepared(node->name), forced_commits());
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
 	branches = list_concat(branches, tpc_gid_joined());
@@ -912,10 +944,12 @@ tpc_housekeeper_turn(void)
 	{
 		load_prepared();
 		MemoryContextSwitchTo(turn_context);
-		if (requests != seen_requests ||
+		/* one that cannot be finished must not keep us from the rest */
+		if (requests != looked_requests ||
 			TimestampDifferenceExceeds(looked_at, now, tpc_resolve_interval))
 		{
 			looked_at = now;
+			looked_requests = requests;
 			look_after_prepared(now);
 			look_after_entries();
 			carry_out_forced();

@@ -196,6 +196,7 @@ tpc_forget(PG_FUNCTION_ARGS)
 	tpc_parse_gtid(PG_GETARG_TEXT_PP(0), &id);
 	node = tpc_node_ready();
 	forgot = tpc_incident_clear(&id, NULL);
+	forgot = tpc_heuristic_answered(&id) || forgot;
 	if (strcmp(id.coordinator, node->name) == 0)
 	{
 		TpcTxn	   *txn;

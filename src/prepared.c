@@ -156,6 +156,27 @@ send_request(TpcNode *node, const TpcGlobalId *id, bool commit)
 }
 
 /*
+ * How a joined branch stands.  If the table has no entry of it any more, or
+ * has one of another that uses its GID by now, the row tells.
+ */
+static TpcGidState
+joined_state(const TpcGid *entry)
+{
+	TpcGid		now;
+	TpcBranchRow row;
+
+	if (tpc_gid_lookup(entry->key.gid, &now) && now.has_branch &&
+		memcmp(&now.branch, &entry->branch, sizeof(now.branch)) == 0)
+		return now.state;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	tpc_branch_probe(&entry->branch, &row);
+	PopActiveSnapshot();
+	return row.state == TPC_BRANCH_IN_PROGRESS ? TPC_GID_PREPARED :
+		row.state == TPC_BRANCH_COMMITTED ? TPC_GID_COMMITTED :
+		TPC_GID_ABORTED;
+}
+
+/*
  * finish_joined: ask for it and wait until it has been carried out, for
  * prepare_timeout at most.  Raises if it was decided otherwise, or not.
  */
@@ -176,8 +197,8 @@ finish_joined(TpcNode *node, const TpcGid *entry, bool commit)
 		TimestampTz t = GetCurrentTimestamp();
 		long		left;
 
-		if (!tpc_gid_lookup(entry->key.gid, &now) ||
-			now.state != TPC_GID_PREPARED)
+		now.state = joined_state(entry);
+		if (now.state != TPC_GID_PREPARED)
 			break;
 		left = TimestampDifferenceMilliseconds(t, deadline);
 		if (left <= 0)
@@ -241,10 +262,18 @@ refuse_if_branch(const char *gid, bool commit)
 {
 	TpcGlobalId id;
 	TpcNode    *node = attached_node();
+	TpcBranchRow row;
 	char		gtid[TPC_GTID_TEXT_SIZE];
+	bool		prepared;
 
-	if (node == NULL || !tpc_branch_gid_parse(gid, node->name, &id) ||
-		!still_exists(gid))
+	if (node == NULL || !tpc_branch_gid_parse(gid, node->name, &id))
+		return;
+	/* the name alone says nothing: anybody may use it */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	tpc_branch_probe(&id, &row);
+	prepared = strcmp(row.gid, gid) == 0 && tpc_branch_is_prepared(&row);
+	PopActiveSnapshot();
+	if (!prepared)
 		return;
 	tpc_gtid_to_text(&id, gtid);
 	ereport(ERROR,
@@ -320,6 +349,13 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 			break;
 	}
 
+	/* Also if it is gone: who has finished it is about to say how. */
+	if (entry.has_branch)
+	{
+		finish_joined(node, &entry, commit);
+		return TPC_FINISH_DONE;
+	}
+
 	/*
 	 * Gone: a worker has finished it just now and is about to say so; or it
 	 * was finished past us, which is for the server to say.
@@ -329,11 +365,6 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 		if (!wait_finished(gid, &entry))
 			return TPC_FINISH_PASS;
 		report_finished(node, &entry, commit);
-		return TPC_FINISH_DONE;
-	}
-	if (entry.has_branch)
-	{
-		finish_joined(node, &entry, commit);
 		return TPC_FINISH_DONE;
 	}
 

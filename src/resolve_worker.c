@@ -364,8 +364,12 @@ decide(const TpcItem *item)
 	}
 	facts.branch = row.state;
 	facts.sender_matches = sender_matches(&row, item);
+	/* one that we never acknowledged cannot have been forgotten */
 	if (row.state == TPC_BRANCH_COMMITTED && !commit)
-		facts.forgotten = says_forgotten(item);
+		facts.forgotten = says_forgotten(item) &&
+			!(facts.sender_matches &&
+			  tpc_heuristic_lookup(&item->id, &forced_commit) &&
+			  forced_commit && tpc_heuristic_answered(&item->id));
 	if (row.state == TPC_BRANCH_NONE && commit)
 	{
 		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
@@ -418,6 +422,8 @@ decide(const TpcItem *item)
 
 		case TPC_ACTION_ACK:
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
+			if (forced && facts.sender_matches)
+				(void) tpc_heuristic_answered(&item->id);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
 			send_ack(item, TPC_ACK_COMMITTED, forced && forced_commit, NULL);
@@ -451,6 +457,8 @@ decide(const TpcItem *item)
 
 		case TPC_ACTION_MISMATCH:
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
+			if (forced)
+				(void) tpc_heuristic_answered(&item->id);
 			tpc_incident_report(&item->id, "mismatch", node->name,
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();

@@ -856,6 +856,9 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 		{
 			refused = txn->nrefused > 0;
 			complete = !refused && txn->nvotes == txn->nexpected;
+			/* mapped now, for step Q5 may not raise */
+			if (complete && DsaPointerIsValid(txn->participants))
+				(void) dsa_get_address(tpc_area(), txn->participants);
 		}
 		LWLockRelease(&tpc_shared->txns);
 
@@ -1025,9 +1028,12 @@ pre_prepare(void)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has attached or detached this database")));
 
+	/* Everything later goes by it. */
 	if ((tpc_txn_has_calls() || tpc_join_pending()) &&
 		prepare_gid_of != GetCurrentTransactionStartTimestamp())
-		elog(ERROR, "a global transaction can only be prepared by PREPARE TRANSACTION");
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot prepare a global transaction other than by PREPARE TRANSACTION")));
 
 	memset(&claim, 0, sizeof(claim));
 	if ((tpc_txn_has_calls() || tpc_join_pending()) &&

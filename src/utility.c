@@ -209,6 +209,7 @@ prepared_statement(TransactionStmt *stmt, ProcessUtilityContext context)
 	switch (stmt->kind)
 	{
 		case TRANS_STMT_PREPARE:
+			/* even if nothing is pending: a deferred trigger may call */
 			tpc_txn_set_gid(stmt->gid);
 			return TPC_FINISH_PASS;
 
