@@ -65,13 +65,15 @@ CREATE TABLE tpc_amqp.floor (
 	CONSTRAINT floor_pkey PRIMARY KEY (coordinator, sender)
 );
 
--- What a person has decided about branches in doubt, until they are closed.
+-- What a person has decided about branches in doubt, until they are closed;
+-- answered: the coordinator has told since what it decided.
 CREATE TABLE tpc_amqp.heuristic (
 	coordinator text COLLATE "C" NOT NULL,
 	gtid uuid NOT NULL,
 	commit boolean NOT NULL,
 	forced_at timestamptz NOT NULL,
 	forced_by name NOT NULL,
+	answered boolean NOT NULL,
 	CONSTRAINT heuristic_pkey PRIMARY KEY (coordinator, gtid)
 );
 

@@ -8,7 +8,8 @@
  * ties the transaction's GID to its gtid; once committed it says that the
  * transaction took effect here, so that a repeated prepare is recognised.
  * Rows below the coordinator's floor are deleted in the transaction that
- * records the floor, below which prepares are refused.
+ * records the floor, below which prepares are refused.  Those of branches that
+ * were committed by force stay until the coordinator has said what it decided.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,6 +44,7 @@
 
 /* columns of heuristic; the first two are those of branch */
 #define HEURISTIC_COMMIT	3
+#define HEURISTIC_ANSWERED	6
 
 /* columns of floor */
 #define FLOOR_COORDINATOR	1
@@ -278,12 +280,17 @@ tpc_branch_advance_floor(const char *coordinator, const char *sender,
 		tpc_spi_execute("DELETE FROM tpc_amqp.branch"
 						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
 						" AND gtid OPERATOR(pg_catalog.<) $3"
-						" AND sender OPERATOR(pg_catalog.=) ANY (ARRAY[$2, ''])",
+						" AND sender OPERATOR(pg_catalog.=) ANY (ARRAY[$2, ''])"
+						" AND NOT EXISTS (SELECT FROM tpc_amqp.heuristic h"
+						" WHERE h.coordinator OPERATOR(pg_catalog.=) branch.coordinator"
+						" AND h.gtid OPERATOR(pg_catalog.=) branch.gtid"
+						" AND h.commit AND NOT h.answered)",
 						3, types, values, NULL, false, SPI_OK_DELETE);
 	if (advanced)
 		tpc_spi_execute("DELETE FROM tpc_amqp.heuristic"
 						" WHERE coordinator OPERATOR(pg_catalog.=) $1"
-						" AND gtid OPERATOR(pg_catalog.<) $3",
+						" AND gtid OPERATOR(pg_catalog.<) $3"
+						" AND (answered OR NOT commit)",
 						3, types, values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	return advanced;
@@ -394,7 +401,7 @@ tpc_heuristic_record(const TpcGlobalId *id, bool commit)
 	values[2] = BoolGetDatum(commit);
 	SPI_connect();
 	tpc_spi_execute("INSERT INTO tpc_amqp.heuristic"
-					" VALUES ($1, $2, $3, pg_catalog.now(), session_user)"
+					" VALUES ($1, $2, $3, pg_catalog.now(), session_user, false)"
 					" ON CONFLICT (coordinator, gtid) DO UPDATE"
 					" SET commit = excluded.commit, forced_at = excluded.forced_at,"
 					" forced_by = excluded.forced_by",
@@ -402,9 +409,12 @@ tpc_heuristic_record(const TpcGlobalId *id, bool commit)
 	SPI_finish();
 }
 
-/* tpc_heuristic_lookup: whether a person has decided about a branch, and how. */
+/*
+ * tpc_heuristic_lookup: whether a person has decided about a branch, how, and
+ * (if asked for) whether the coordinator has said what it decided.
+ */
 bool
-tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit)
+tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit, bool *answered)
 {
 	Relation	rel = tpc_relation_open("heuristic", AccessShareLock);
 	ScanKeyData keys[2];
@@ -424,15 +434,42 @@ tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit)
 
 		*commit = DatumGetBool(heap_getattr(tuple, HEURISTIC_COMMIT,
 											RelationGetDescr(rel), &isnull));
+		if (answered != NULL)
+			*answered = DatumGetBool(heap_getattr(tuple, HEURISTIC_ANSWERED,
+												  RelationGetDescr(rel),
+												  &isnull));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return found;
 }
 
-/* tpc_heuristic_pending: all there are, as TpcHeuristic * in the caller's context. */
+/*
+ * tpc_heuristic_set_answered: the coordinator has said what it decided about
+ * such a branch, in the current transaction.
+ */
+void
+tpc_heuristic_set_answered(const TpcGlobalId *id)
+{
+	Oid			types[2] = {TEXTOID, UUIDOID};
+	Datum		values[2];
+	pg_uuid_t	uuid;
+
+	tpc_gtid_to_bytes(&id->gtid, uuid.data);
+	values[0] = CStringGetTextDatum(id->coordinator);
+	values[1] = UUIDPGetDatum(&uuid);
+	SPI_connect();
+	tpc_spi_execute("UPDATE tpc_amqp.heuristic SET answered = true"
+					" WHERE coordinator OPERATOR(pg_catalog.=) $1"
+					" AND gtid OPERATOR(pg_catalog.=) $2"
+					" AND NOT answered",
+					2, types, values, NULL, false, SPI_OK_UPDATE);
+	SPI_finish();
+}
+
+/* tpc_heuristic_list: all there are, as TpcHeuristic * in the caller's context. */
 List *
-tpc_heuristic_pending(void)
+tpc_heuristic_list(void)
 {
 	Relation	rel = tpc_relation_open("heuristic", AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -457,6 +494,9 @@ tpc_heuristic_pending(void)
 			continue;
 		heuristic->commit =
 			DatumGetBool(heap_getattr(tuple, HEURISTIC_COMMIT, desc, &isnull));
+		heuristic->answered =
+			DatumGetBool(heap_getattr(tuple, HEURISTIC_ANSWERED, desc,
+									  &isnull));
 		result = lappend(result, heuristic);
 	}
 	systable_endscan(scan);

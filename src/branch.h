@@ -30,6 +30,7 @@ typedef struct TpcHeuristic
 {
 	TpcGlobalId id;
 	bool		commit;
+	bool		answered;		/* the coordinator's decision has come since */
 } TpcHeuristic;
 
 /* A prepared branch as pg_prepared_xacts shows it. */
@@ -60,9 +61,11 @@ extern bool tpc_branch_advance_floor(const char *coordinator,
 extern bool tpc_branch_gid_exists(const char *gid);
 extern char *tpc_branch_other_name(const char *node);
 extern List *tpc_branch_prepared(const char *node);
-extern bool tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit);
+extern bool tpc_heuristic_lookup(const TpcGlobalId *id, bool *commit,
+								 bool *answered);
 extern void tpc_heuristic_record(const TpcGlobalId *id, bool commit);
-extern List *tpc_heuristic_pending(void);
+extern List *tpc_heuristic_list(void);
+extern void tpc_heuristic_set_answered(const TpcGlobalId *id);
 extern void tpc_incident_report(const TpcGlobalId *id, const char *kind,
 								const char *node, const char *detail);
 extern bool tpc_incident_clear(const TpcGlobalId *id, const char *kind);

@@ -316,10 +316,18 @@ take_ack(const TpcItem *item)
 		}
 	}
 	else if (msg.forced && msg.outcome == TPC_ACK_COMMITTED &&
-			 !is_finished(&item->id.gtid) &&
-			 tpc_decision_outcome(node, &item->id.gtid, true) ==
-			 TPC_OUTCOME_ABORTED)
-		report_ack(item, &msg, true);
+			 !is_finished(&item->id.gtid))
+	{
+		/*
+		 * With a reason, the participant has been told of a rollback; without,
+		 * it may as well repeat what we have forgotten.
+		 */
+		bool		maybe_forgotten = msg.error.message == NULL;
+
+		if (tpc_decision_outcome(node, &item->id.gtid, maybe_forgotten) ==
+			TPC_OUTCOME_ABORTED)
+			report_ack(item, &msg, true);
+	}
 	tpc_worker_end();
 }
 
@@ -569,6 +577,34 @@ resend_decisions(TimestampTz now, bool all)
 }
 
 /*
+ * Branches that were committed by force, of which we have not heard what the
+ * coordinator decided.  It has nobody to tell a rollback if it has crashed, so
+ * they ask, as those in doubt do.  (About one that was rolled back by force
+ * there is nothing to ask: a commit is sent until we answer.)
+ */
+static List *
+unanswered(TimestampTz now)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, tpc_heuristic_list())
+	{
+		TpcHeuristic *heuristic = lfirst(lc);
+		TpcPreparedBranch *branch;
+
+		if (!heuristic->commit || heuristic->answered)
+			continue;
+		branch = palloc0(sizeof(TpcPreparedBranch));
+		branch->id = heuristic->id;
+		tpc_branch_gid(&branch->id, node->name, branch->gid);
+		branch->prepared_at = now;
+		result = lappend(result, branch);
+	}
+	return result;
+}
+
+/*
  * Have branches in doubt ask their coordinators; all: without backoff.  False
  * if the messenger does not take it.
  */
@@ -584,6 +620,7 @@ inquire(TimestampTz now, bool all)
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
 	branches = tpc_branch_prepared(node->name);
+	branches = list_concat(branches, unanswered(now));
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
 	branches = list_concat(branches, tpc_gid_joined());
@@ -793,7 +830,7 @@ carry_out_forced(void)
 
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
-	pending = tpc_heuristic_pending();
+	pending = tpc_heuristic_list();
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
 	foreach(lc, pending)

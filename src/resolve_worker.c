@@ -317,6 +317,7 @@ decide(const TpcItem *item)
 	bool		commit = item->type == TPC_MSG_COMMIT;
 	bool		forced_commit = false;
 	bool		forced;
+	bool		answered = false;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
 	TPC_FAILPOINT("P5.before");
@@ -329,13 +330,21 @@ decide(const TpcItem *item)
 	facts.branch = row.state;
 	facts.sender_matches = sender_matches(&row, item);
 	facts.job_exists = job_exists(item);
+
+	/*
+	 * As long as we have not heard what was decided about one that was
+	 * committed by force, no record means that it was rolled back: one of a
+	 * commit would be there until we acknowledge it.
+	 */
+	forced = row.state == TPC_BRANCH_COMMITTED &&
+		tpc_heuristic_lookup(&item->id, &forced_commit, &answered);
 	if (row.state == TPC_BRANCH_COMMITTED && !commit)
-		facts.forgotten = says_forgotten(item);
+		facts.forgotten = says_forgotten(item) && (!forced || answered);
 	if (row.state == TPC_BRANCH_NONE && commit)
 	{
 		facts.below_floor = tpc_branch_below_floor(&item->id, item->user_id);
-		facts.forced = tpc_heuristic_lookup(&item->id, &forced_commit) &&
-			!forced_commit;
+		facts.forced = tpc_heuristic_lookup(&item->id, &forced_commit,
+											NULL) && !forced_commit;
 	}
 
 	/* What finishing it would tell: try, then ask again without it. */
@@ -378,7 +387,8 @@ decide(const TpcItem *item)
 			break;
 
 		case TPC_ACTION_ACK:
-			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
+			if (forced)
+				tpc_heuristic_set_answered(&item->id);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
 			send_ack(item, TPC_ACK_COMMITTED, forced && forced_commit, NULL);
@@ -411,7 +421,8 @@ decide(const TpcItem *item)
 			break;
 
 		case TPC_ACTION_MISMATCH:
-			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
+			if (forced)
+				tpc_heuristic_set_answered(&item->id);
 			tpc_incident_report(&item->id, "mismatch", node->name,
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();
