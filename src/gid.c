@@ -8,8 +8,8 @@
  * nothing may be allocated: hence a table in shared memory.  What it says is
  * of no weight by itself.  The rows of branch and decision that ride in the
  * prepared transaction are the truth, and after a restart of the server it is
- * filled from them (tpc_gid_gather); until then, who needs to know reads them
- * (tpc_gid_lookup).
+ * filled from them (tpc_gid_gather); until then, and while the database is
+ * detached, who needs to know reads them (tpc_gid_lookup).
  *
  *	  (none) --claim--> PREPARING --set_prepared--> PREPARED
  *		 ^                  |                          |
@@ -70,23 +70,26 @@ remove_entry(TpcGid *entry)
 	hash_search(tpc_gids, &entry->key, HASH_REMOVE, NULL);
 }
 
-/* Whether the table need not be complete for this database yet. */
+/*
+ * Whether the table need not be complete for this database: its node has not
+ * found yet what was prepared before, or is detached.
+ */
 static bool
-still_starting(void)
+may_be_incomplete(void)
 {
 	TpcNode    *node;
-	bool		starting;
+	bool		known;
 
 	LWLockAcquire(&tpc_shared->control, LW_SHARED);
 	node = tpc_node_find(MyDatabaseId);
-	starting = node != NULL ? !node->gids_known : !tpc_shared->labels_seen;
+	known = node != NULL && node->gids_known;
 	LWLockRelease(&tpc_shared->control);
-	return starting;
+	return !known;
 }
 
 /*
  * tpc_gid_lookup: what is known of a GID in this database.  Raises only while
- * the node is starting, when it has to look into the tables.
+ * the node is not running, when it has to look into the tables.
  */
 bool
 tpc_gid_lookup(const char *gid, TpcGid *copy)
@@ -103,7 +106,7 @@ tpc_gid_lookup(const char *gid, TpcGid *copy)
 	}
 	if (entry != NULL)
 		return true;
-	if (still_starting() && tpc_relation_exists("branch"))
+	if (may_be_incomplete() && tpc_relation_exists("branch"))
 	{
 		List	   *found;
 
@@ -442,6 +445,28 @@ tpc_gid_gather(const char *only)
 	}
 	hash_destroy(g.found);
 	return result;
+}
+
+/*
+ * tpc_gid_count_prepared: how many prepared transactions of this database have
+ * rows of ours that their GID does not tell: joined branches, and transactions
+ * of this node as coordinator.
+ */
+int
+tpc_gid_count_prepared(void)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, tpc_gid_gather(NULL))
+	{
+		TpcGid	   *entry = lfirst(lc);
+
+		if (entry->state == TPC_GID_PREPARED &&
+			!tpc_branch_gid_is_ours(entry->key.gid))
+			n++;
+	}
+	return n;
 }
 
 /*

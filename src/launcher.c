@@ -426,9 +426,6 @@ tpc_launcher_main(Datum arg)
 									   SCAN_INTERVAL_MS))
 		{
 			follow_labels();
-			LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
-			tpc_shared->labels_seen = true;
-			LWLockRelease(&tpc_shared->control);
 			scanned_at = GetCurrentTimestamp();
 		}
 		moving = look_after_nodes();

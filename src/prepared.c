@@ -236,11 +236,16 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 
 	node = attached_node();
 	if (node == NULL)
+	{
+		/* Nor is it, then, any more. */
+		if (!still_exists(gid))
+			return TPC_FINISH_PASS;
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("prepared transaction \"%s\" is part of a global transaction, and this node is not running",
 						gid),
-				 errhint("It starts shortly after the server; try again.")));
+				 errhint("It starts shortly after the server, or once tpc_amqp.attach() has attached the database again.")));
+	}
 
 	switch (entry.state)
 	{

@@ -369,7 +369,6 @@ typedef struct TpcShared
 	LWLock		gids;
 	dlist_head	finished_gids;	/* gids; oldest first */
 	ConditionVariable gid_changed;
-	bool		labels_seen;	/* control: the launcher knows the nodes */
 	Latch	   *launcher;		/* under control */
 	TpcNode		nodes[FLEXIBLE_ARRAY_MEMBER];
 } TpcShared;
