@@ -295,7 +295,14 @@ take_ack(const TpcItem *item)
 	{
 		for (int i = 0; i < entry->nparticipants; i++)
 		{
-			if (strcmp(entry->participants[i], item->peer) != 0 ||
+			if (strcmp(entry->participants[i], item->peer) != 0)
+				continue;
+
+			/*
+			 * If its vote was not in at PREPARE, and what is known of it went
+			 * with the server, this is the first word of its user.
+			 */
+			if (entry->users[i][0] != '\0' &&
 				strcmp(entry->users[i], item->user_id) != 0)
 				continue;
 			asked = true;
