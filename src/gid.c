@@ -475,6 +475,28 @@ tpc_gid_gather(const char *only)
 }
 
 /*
+ * tpc_gid_count_prepared: how many prepared transactions of this database have
+ * rows of ours that their GID does not tell: joined branches, and transactions
+ * of this node as coordinator.
+ */
+int
+tpc_gid_count_prepared(void)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, tpc_gid_gather(NULL))
+	{
+		TpcGid	   *entry = lfirst(lc);
+
+		if (entry->state == TPC_GID_PREPARED &&
+			!tpc_branch_gid_is_ours(entry->key.gid))
+			n++;
+	}
+	return n;
+}
+
+/*
  * tpc_gid_load: fill the table with what was gathered.  What is there already
  * was put there by a backend of this run of the server, and is newer.
  */

@@ -23,6 +23,7 @@ extern bool tpc_gid_set_finished(const char *gid, const TpcGlobalId *branch,
 extern List *tpc_gid_list(TpcGidState state);
 extern List *tpc_gid_joined(void);
 extern List *tpc_gid_gather(const char *only);
+extern int	tpc_gid_count_prepared(void);
 extern void tpc_gid_load(List *gathered);
 extern void tpc_gid_clear(Oid dbid);
 

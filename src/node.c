@@ -34,6 +34,7 @@
 #include "branch.h"
 #include "compat.h"
 #include "decision.h"
+#include "gid.h"
 #include "node.h"
 #include "option.h"
 #include "relation.h"
@@ -508,7 +509,8 @@ tpc_detach(PG_FUNCTION_ARGS)
 	if (!tpc_local_node_read(&local))
 		raise_not_attached();
 
-	in_doubt = list_length(tpc_branch_prepared(local.name));
+	in_doubt = list_length(tpc_branch_prepared(local.name)) +
+		tpc_gid_count_prepared();
 	if (in_doubt > 0)
 		ereport(WARNING,
 				(errmsg_plural("%d branch is in doubt",

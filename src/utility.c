@@ -140,27 +140,6 @@ wait_until_acknowledged(void)
 }
 
 /*
- * Prepared transactions with rows of ours that their GID does not tell:
- * joined branches, and transactions of this node as coordinator.
- */
-static int
-prepared_otherwise(void)
-{
-	int			n = 0;
-	ListCell   *lc;
-
-	foreach(lc, tpc_gid_gather(NULL))
-	{
-		TpcGid	   *entry = lfirst(lc);
-
-		if (entry->state == TPC_GID_PREPARED &&
-			!tpc_branch_gid_is_ours(entry->key.gid))
-			n++;
-	}
-	return n;
-}
-
-/*
  * before_drop_extension: refuse while branches are in doubt, for nothing
  * could finish them then; else end being a node.
  */
@@ -176,7 +155,8 @@ before_drop_extension(void)
 	 * those of a node that has been detached.
 	 */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	in_doubt = list_length(tpc_branch_prepared(NULL)) + prepared_otherwise();
+	in_doubt = list_length(tpc_branch_prepared(NULL)) +
+		tpc_gid_count_prepared();
 	PopActiveSnapshot();
 	if (in_doubt > 0)
 		ereport(ERROR,
