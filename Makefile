@@ -5,6 +5,7 @@
 #   make demo, make test   need nothing but make: they install what is
 #                          missing, build into a temporary directory and run
 #   make deps              the Debian packages that need to be there
+#   make fuzz SECONDS=60   feed made-up messages to what reads them
 #   make indent            format the sources as PostgreSQL's are
 #
 #   FAILPOINTS=1           build in the places where tests make it fail
@@ -78,6 +79,9 @@ bench:
 	@bench/run
 .PHONY: bench
 
+fuzz:
+	@FUZZ_SECONDS='$(SECONDS)' scripts/fuzz
+
 deps:
 	@scripts/deps
 
@@ -86,4 +90,4 @@ indent:
 
 force-look:
 
-.PHONY: all install installcheck clean demo test deps indent force-look
+.PHONY: all install installcheck clean demo test fuzz deps indent force-look

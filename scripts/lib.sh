@@ -191,6 +191,21 @@ end_bounded()
 	}
 }
 
+# clang_with_fuzzer: a compiler that brings a fuzzer and sanitizers.
+clang_with_fuzzer()
+{
+	local cc
+
+	for cc in "${FUZZ_CC:-clang}" clang-14 clang-19; do
+		if echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' |
+			"$cc" -fsanitize=fuzzer,address,undefined -x c - -o /dev/null; then
+			echo "$cc"
+			return
+		fi
+	done 2>/dev/null
+	return 1
+}
+
 # ---------------------------------------------------------------------------
 # PostgreSQL
 
