@@ -6,6 +6,7 @@
 #                          missing, build into a temporary directory and run
 #   make deps              the Debian packages that need to be there
 #   make fuzz SECONDS=60   feed made-up messages to what reads them
+#   make valgrind          some of the tests with the servers under valgrind
 #   make indent            format the sources as PostgreSQL's are
 #
 #   FAILPOINTS=1           build in the places where tests make it fail
@@ -82,6 +83,9 @@ bench:
 fuzz:
 	@FUZZ_SECONDS='$(SECONDS)' scripts/fuzz
 
+valgrind:
+	@scripts/valgrind
+
 deps:
 	@scripts/deps
 
@@ -90,4 +94,4 @@ indent:
 
 force-look:
 
-.PHONY: all install installcheck clean demo test fuzz deps indent force-look
+.PHONY: all install installcheck clean demo test fuzz valgrind deps indent force-look
