@@ -1529,13 +1529,16 @@ take_message(const TpcBrokerEvent *event)
 			case TPC_MSG_COMMIT:
 			case TPC_MSG_ROLLBACK:
 			case TPC_MSG_UNKNOWN:
-				if (event->queue == TPC_QUEUE_DECISION)
-				{
-					note_floor(&msg);
-					pass_on(event, &msg, &node->decisions, false);
-					return;
-				}
-				break;
+				if (event->queue != TPC_QUEUE_DECISION)
+					break;
+				/* who carries it out decodes it again, if it says anything */
+				if (!tpc_message_decode_body(event->wire.body.ptr,
+											 event->wire.body.len, &msg, &why))
+					break;
+				tpc_message_free_body(&msg);
+				note_floor(&msg);
+				pass_on(event, &msg, &node->decisions, false);
+				return;
 			case TPC_MSG_VOTE:
 			case TPC_MSG_ACK:
 			case TPC_MSG_INQUIRY:
