@@ -39,6 +39,8 @@
 #define OUTBOX_LIMIT		4000
 #define FLOOR_INTERVAL_MS	1000
 #define FORGET_CHUNK		1000
+/* What anybody can have us complain about is logged this often at most. */
+#define LOG_INTERVAL_MS		60000
 #define BACKOFF_LIMIT		12	/* times resolve_interval */
 
 /* A committed transaction that has no entry in shared memory (any more). */
@@ -78,6 +80,7 @@ static TimestampTz scanned_at = 0;
 static TimestampTz looked_at = 0;
 static uint32 looked_requests = 0;
 static TimestampTz floor_at = 0;
+static TimestampTz mismatch_logged_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
 static int	nsorted_finished = 0;
 static uint32 wait_event_outbox = 0;
@@ -265,6 +268,18 @@ report_ack(const TpcItem *item, const TpcMessage *msg, bool rolled_back)
 	}
 	tpc_incident_report(&item->id, kind, item->peer, detail);
 	ForceSyncCommit();
+
+	/* anybody can claim this of a transaction that was rolled back */
+	if (rolled_back)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (mismatch_logged_at != 0 &&
+			!TimestampDifferenceExceeds(mismatch_logged_at, now,
+										LOG_INTERVAL_MS))
+			return;
+		mismatch_logged_at = now;
+	}
 	ereport(WARNING,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("transaction %s: incident \"%s\" at node \"%s\"",

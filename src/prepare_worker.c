@@ -71,6 +71,9 @@ typedef enum WorkResult
 	WORK_DROP					/* repeated prepare of a finished branch */
 } WorkResult;
 
+/* What anybody can have us complain about is logged this often at most. */
+#define LOG_INTERVAL_MS 60000
+
 /* The vote for which the memory is set aside. */
 static const char no_memory_vote[] =
 "{\"vote\":\"no\",\"error\":{\"sqlstate\":\"53200\","
@@ -79,6 +82,8 @@ static const char no_memory_vote[] =
 static TpcNode *node;
 static dsa_pointer reserve = InvalidDsaPointer;
 static bool statement_may_write = false;	/* since the job began */
+static bool malformed = false;	/* this job's prepare is */
+static TimestampTz malformed_logged_at = 0;
 static ExecutorStart_hook_type prev_executor_start = NULL;
 static Work *current_work = NULL;	/* from taking a job to its vote */
 static volatile bool current_prepared;	/* its PREPARE is durable */
@@ -289,6 +294,7 @@ run_calls(const Work *work, bool *must_prepare)
 	if (!tpc_message_decode_body(body, work->len, &msg, &why))
 	{
 		tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
+		malformed = true;
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("malformed prepare: %s", why)));
@@ -531,6 +537,20 @@ describe_error(const Work *work, ErrorData *edata, TpcRemoteError *error)
 	explain_cancel(work, edata->sqlerrcode, error);
 }
 
+/* Malformed prepares are logged once a minute at most, as other messages. */
+static bool
+may_log_malformed(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (malformed_logged_at != 0 &&
+		!TimestampDifferenceExceeds(malformed_logged_at, now,
+									LOG_INTERVAL_MS))
+		return false;
+	malformed_logged_at = now;
+	return true;
+}
+
 /* One job from its transaction's start to its vote. */
 static void
 run_job(Work *work)
@@ -546,6 +566,7 @@ run_job(Work *work)
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 	memset(&error, 0, sizeof(error));
 	current_prepared = false;
+	malformed = false;
 	ncall_results = 0;
 	call_results = NULL;
 	current_work = work;
@@ -574,7 +595,8 @@ run_job(Work *work)
 		QueryCancelPending = false;
 		MemoryContextSwitchTo(job_context);
 		edata = CopyErrorData();
-		EmitErrorReport();
+		if (!malformed || may_log_malformed())
+			EmitErrorReport();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		LWLockReleaseAll();

@@ -81,6 +81,14 @@ tpc_protocol_decide(const TpcParticipantFacts *facts)
 				TPC_ACTION_MISMATCH : TPC_ACTION_FORGED;
 
 		case TPC_BRANCH_NONE:
+
+			/*
+			 * Who may decide about it has not been answered yet, so that this
+			 * is made up.  To call the branch lost would be to acknowledge a
+			 * commit that is to come.
+			 */
+			if (facts->foreign_job)
+				return TPC_ACTION_FORGED;
 			if (facts->decision == TPC_DECISION_ROLLBACK)
 				return facts->job_exists ?
 					TPC_ACTION_CANCEL : TPC_ACTION_NONE;

@@ -63,7 +63,8 @@ typedef struct TpcParticipantFacts
 	TpcBranchState branch;		/* 1: the row, read dirty */
 	bool		sender_matches; /* decision and prepare came from one user */
 	bool		gid_exists;		/* 2: a prepared transaction has the row's gid */
-	bool		job_exists;		/* 3: a prepare of G is queued or running */
+	bool		job_exists;		/* 3: a prepare of G is queued or running … */
+	bool		foreign_job;	/* … but came from another user */
 	bool		below_floor;	/* 4: recorded as closed */
 	bool		forced;			/* a person has rolled the branch back */
 	bool		forgotten;		/* the rollback is for want of a record that

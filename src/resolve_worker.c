@@ -44,6 +44,8 @@
 #define RETRY_MAX_MS	1000
 /* After that it is left to re-sending. */
 #define RETRY_GIVE_UP_MS 60000
+/* Complaints about messages are logged this often at most. */
+#define LOG_INTERVAL_MS	60000
 
 /* An item that has to be looked at again; in retry_context. */
 typedef struct Retry
@@ -60,6 +62,8 @@ static MemoryContext item_context = NULL;	/* reset per item */
 static MemoryContext retry_context = NULL;
 static List *retries = NIL;
 static TimestampTz forged_logged_at = 0;
+static TimestampTz lost_logged_at = 0;
+static TimestampTz mismatch_logged_at = 0;
 static uint32 wait_event_main = 0;
 
 static dsa_pointer
@@ -206,18 +210,19 @@ cancel_job(const TpcGlobalId *id)
 	return found;
 }
 
-/* Whether there is a job that came from who sends this decision. */
-static bool
-job_exists(const TpcItem *item)
+/* Whether there is a job, and whether it came from who sends this decision. */
+static void
+look_for_job(const TpcItem *item, TpcParticipantFacts *facts)
 {
 	TpcJob	   *job;
-	bool		exists;
+	bool		same_user;
 
 	LWLockAcquire(&tpc_shared->jobs, LW_SHARED);
 	job = tpc_job_find(node->dbid, &item->id);
-	exists = job != NULL && strcmp(job->user_id, item->user_id) == 0;
+	same_user = job != NULL && strcmp(job->user_id, item->user_id) == 0;
+	facts->job_exists = same_user;
+	facts->foreign_job = job != NULL && !same_user;
 	LWLockRelease(&tpc_shared->jobs);
-	return exists;
 }
 
 /*
@@ -291,16 +296,28 @@ tpc_resolve_finish(const char *gid, bool commit)
 	return finished;
 }
 
-static void
-report_forged(const TpcItem *item, const char *gtid)
+/*
+ * Whether to log something of a kind that others can have us log: once a
+ * minute.  What has to be looked at is listed as an incident all the same.
+ */
+static bool
+may_log(TimestampTz *logged_at)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (*logged_at != 0 &&
+		!TimestampDifferenceExceeds(*logged_at, now, LOG_INTERVAL_MS))
+		return false;
+	*logged_at = now;
+	return true;
+}
+
+static void
+report_forged(const TpcItem *item, const char *gtid)
+{
 	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
-	if (forged_logged_at != 0 &&
-		!TimestampDifferenceExceeds(forged_logged_at, now, 60000))
+	if (!may_log(&forged_logged_at))
 		return;
-	forged_logged_at = now;
 	ereport(LOG,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
 			 errhint("If the coordinator now uses another broker user, it has to use the former one until this branch is finished."),
@@ -359,8 +376,9 @@ decide(const TpcItem *item)
 	tpc_worker_begin();
 	if (!recall_branch(item, &row))
 	{
+		/* in this order: a job that ends in between leaves a row */
+		look_for_job(item, &facts);
 		tpc_branch_probe(&item->id, &row);
-		facts.job_exists = job_exists(item);
 	}
 	facts.branch = row.state;
 	facts.sender_matches = sender_matches(&row, item);
@@ -447,11 +465,12 @@ decide(const TpcItem *item)
 								"The coordinator committed it, and this node has neither the prepared branch nor a record of it.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			ereport(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("branch of committed transaction %s is lost", gtid),
-					 errdetail("The coordinator committed it, and this node has neither the prepared branch nor a record of it."),
-					 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
+			if (may_log(&lost_logged_at))
+				ereport(WARNING,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("branch of committed transaction %s is lost", gtid),
+						 errdetail("The coordinator committed it, and this node has neither the prepared branch nor a record of it."),
+						 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
 			send_ack(item, TPC_ACK_LOST, false, "no branch and no record of it");
 			break;
 
@@ -463,11 +482,12 @@ decide(const TpcItem *item)
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			ereport(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("transaction %s is committed here, and its coordinator rolled it back",
-							gtid),
-					 errhint("It is listed in view tpc_amqp.incidents.")));
+			if (may_log(&mismatch_logged_at))
+				ereport(WARNING,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("transaction %s is committed here, and its coordinator rolled it back",
+								gtid),
+						 errhint("It is listed in view tpc_amqp.incidents.")));
 			/* nobody waits for it, but there it is to be listed, too */
 			if (forced)
 				send_ack(item, TPC_ACK_COMMITTED, true, "committed by force");
@@ -497,6 +517,7 @@ note_unknown(const TpcItem *item)
 	TpcMessage	msg;
 	const char *why;
 	const char *reason = "the coordinator cannot tell";
+	bool		forged = false;
 
 	/* in a transaction, for converting to the database's encoding */
 	tpc_worker_begin();
@@ -507,11 +528,19 @@ note_unknown(const TpcItem *item)
 		reason = pg_any_to_server(msg.error.message,
 								  strlen(msg.error.message), PG_UTF8);
 	tpc_branch_probe(&item->id, &row);
-	if (row.state == TPC_BRANCH_IN_PROGRESS &&
-		sender_matches(&row, item))
+	if (row.state == TPC_BRANCH_IN_PROGRESS)
+		forged = !sender_matches(&row, item);
+	if (row.state == TPC_BRANCH_IN_PROGRESS && !forged)
 		tpc_incident_report(&item->id, "unknown", item->id.coordinator,
 							reason);
 	tpc_worker_end();
+	if (forged)
+	{
+		char		gtid[TPC_GTID_TEXT_SIZE];
+
+		tpc_gtid_to_text(&item->id, gtid);
+		report_forged(item, gtid);
+	}
 	acknowledge_delivery(item);
 }
 
