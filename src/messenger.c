@@ -373,6 +373,13 @@ go_live(void)
 	ereport(LOG,
 			(errmsg("node \"%s\" is connected to the broker at \"%s\"",
 					node->name, node->broker)));
+	if (!tpc_option_is_peer(&conninfo, node->name, conninfo.user))
+		ereport(WARNING,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("node \"%s\" is not the broker user that option \"peer_user\" of its server names",
+						node->name),
+				 errdetail("It is connected as \"%s\"; nodes with the same option drop its messages.",
+						   conninfo.user)));
 }
 
 /*
@@ -1514,7 +1521,11 @@ take_message(const TpcBrokerEvent *event)
 	tpc_node_count(node, TPC_STAT_MESSAGES_RECEIVED, 1);
 	if (event->kind == TPC_EVENT_OVERSIZED || event->wire.body.len > limit)
 		why = "it is too large";
-	else if (tpc_message_decode_envelope(&event->wire, &msg, &why))
+	else if (!tpc_message_decode_envelope(&event->wire, &msg, &why))
+		;
+	else if (!tpc_option_is_peer(&conninfo, msg.from, msg.user_id))
+		why = "its broker user is not that of the node it is from";
+	else
 	{
 		switch (msg.type)
 		{

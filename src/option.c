@@ -97,6 +97,8 @@ static const Option options[] = {
 	{"cert", ForeignServerRelationId, OPTION_SUPERUSER_FILE,
 	TEXT_FIELD(cert)},
 	{"key", ForeignServerRelationId, OPTION_SUPERUSER_FILE, TEXT_FIELD(key)},
+	{"peer_user", ForeignServerRelationId, OPTION_TEXT,
+	TEXT_FIELD(peer_user)},
 	{"user", UserMappingRelationId, OPTION_TEXT, TEXT_FIELD(user)},
 	{"password", UserMappingRelationId, OPTION_SECRET, TEXT_FIELD(password)},
 };
@@ -367,6 +369,35 @@ tpc_option_load(Oid serverid, Oid userid, TpcConnInfo *info)
 	check_together(info);
 	if (info->port == 0)
 		info->port = info->tls ? 5671 : 5672;
+}
+
+/*
+ * tpc_option_is_peer: whether a broker user may speak for a node, as far as
+ * option peer_user says who may: that text, with the node's name for %n.
+ */
+bool
+tpc_option_is_peer(const TpcConnInfo *info, const char *node,
+				   const char *user)
+{
+	const char *p = info->peer_user;
+
+	if (p[0] == '\0')
+		return true;
+	while (*p != '\0')
+	{
+		if (p[0] == '%' && p[1] == 'n')
+		{
+			size_t		len = strlen(node);
+
+			if (strncmp(user, node, len) != 0)
+				return false;
+			user += len;
+			p += 2;
+		}
+		else if (*p++ != *user++)
+			return false;		/* also where the user's name ends */
+	}
+	return *user == '\0';
 }
 
 /* tpc_option_server_oid: raises 42704 or 42809 if it is no broker. */

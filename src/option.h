@@ -26,8 +26,11 @@ typedef struct TpcConnInfo
 	char		cacert[1024];	/* "" if not given */
 	char		cert[1024];
 	char		key[1024];
+	char		peer_user[128]; /* the broker user of node %n; "": anybody */
 } TpcConnInfo;
 
+extern bool tpc_option_is_peer(const TpcConnInfo *info, const char *node,
+							   const char *user);
 extern void tpc_option_load(Oid serverid, Oid userid, TpcConnInfo *info);
 extern Oid	tpc_option_server_oid(const char *name);
 
