@@ -5,6 +5,8 @@
 #   $amqp->spy('spy', 'tpc_amqp.reviews.prepare');
 #   my $message = $amqp->get('spy');       # { header => bytes, body => bytes }
 #   $amqp->publish('tpc_amqp.reviews.prepare', $message);
+#   $amqp->publish('tpc_amqp.reviews.decision', TpcAmqp->message(
+#       type => 'commit', gtid => $gtid, from => 'blog'));
 #
 # A content header is kept as it came, so that what is published again is what
 # was published first.
@@ -20,10 +22,14 @@ use TpcTest;
 
 my $EXCHANGE = 'tpc_amqp';
 
+# new BROKER, OPTIONS: connected, as the broker's own user or as another
+# (user, password).
 sub new
 {
-	my ($class, $broker) = @_;
-	my $self = bless { input => '' }, $class;
+	my ($class, $broker, %opts) = @_;
+	my $user = $opts{user} // $broker->user;
+	my $password = $opts{password} // $broker->password;
+	my $self = bless { input => '', published => 0 }, $class;
 
 	$self->{socket} = IO::Socket::INET->new(
 		PeerAddr => $broker->host,
@@ -35,7 +41,7 @@ sub new
 		0, 10, 11,
 		_long('')
 		  . _short('PLAIN')
-		  . _long("\0" . $broker->user . "\0" . $broker->password)
+		  . _long("\0$user\0$password")
 		  . _short('C'));
 	my $tune = $self->_expect(0, 10, 30);
 	my ($channel_max, $frame_max) = unpack 'n N', $tune;
@@ -110,23 +116,41 @@ sub try_get
 	return { header => $header, body => $body };
 }
 
-# publish KEY, MESSAGE: and wait until the broker has it.
+# publish KEY, MESSAGE…: and wait until the broker has them.
 sub publish
 {
-	my ($self, $key, $message) = @_;
-	my $body = $message->{body};
-	my $header = $message->{header};
+	my ($self, $key, @messages) = @_;
+	my $method = pack('n n', 60, 40) . "\0\0" . _short($EXCHANGE)
+	  . _short($key) . "\0";
+	my %waiting;
 
-	substr($header, 4, 8) = pack 'Q>', length $body;
 	$self->_call(85, 10, "\0", 11) unless $self->{confirms}++;
-	$self->_method(1, 60, 40,
-		"\0\0" . _short($EXCHANGE) . _short($key) . "\0");
-	$self->_send(2, 1, $header);
-	for (my $at = 0; $at < length $body; $at += $self->{frame_max} - 8)
+	while (my @some = splice @messages, 0, 500)
 	{
-		$self->_send(3, 1, substr $body, $at, $self->{frame_max} - 8);
+		my $bytes = '';
+
+		for my $message (@some)
+		{
+			my $body = $message->{body};
+			my $header = $message->{header};
+
+			substr($header, 4, 8) = pack 'Q>', length $body;
+			$waiting{ ++$self->{published} } = 1;
+			$bytes .= _frame_of(1, 1, $method) . _frame_of(2, 1, $header);
+			for (my $at = 0; $at < length $body; $at += $self->{frame_max} - 8)
+			{
+				$bytes .= _frame_of(3, 1,
+					substr $body, $at, $self->{frame_max} - 8);
+			}
+		}
+		$self->_write($bytes);
+		while (%waiting)
+		{
+			# one confirmation may be for all up to its number
+			my ($tag, $all) = unpack 'Q> C', $self->_expect(1, 60, 80);
+			delete @waiting{ $all ? grep { $_ <= $tag } keys %waiting : $tag };
+		}
 	}
-	$self->_expect(1, 60, 80);
 	return;
 }
 
@@ -135,6 +159,43 @@ sub plain
 {
 	my ($class, $body) = @_;
 	return { header => pack('n n Q> n', 60, 0, 0, 0), body => $body };
+}
+
+# message FIELDS: as a node would make it, from type, gtid, from, floor,
+# user_id, timeout and body; app_id and version are right unless given.  What
+# is undef is left out.  headers are more of them, as name => [kind, bytes].
+sub message
+{
+	my ($class, %f) = @_;
+	my ($flags, $properties, $table) = (0, '', '');
+	my %header = (
+		'tpc-version' =>
+		  [ 'I', pack 'N', exists $f{version} ? $f{version} // 0 : 1 ],
+		%{ $f{headers} // {} });
+
+	delete $header{'tpc-version'} if exists $f{version} && !defined $f{version};
+	$header{'tpc-from'} //= [ 'S', _long($f{from}) ] if defined $f{from};
+	$header{'tpc-floor'} //= [ 'S', _long($f{floor}) ] if defined $f{floor};
+	$table .= _short($_) . $header{$_}[0] . $header{$_}[1]
+	  for grep { defined $header{$_} } sort keys %header;
+	$flags |= 0x2000;
+	$properties .= _long($table);
+	for my $property (
+		[ 0x0400, $f{gtid} ],
+		[ 0x0100, $f{timeout} ],
+		[ 0x0020, $f{type} ],
+		[ 0x0010, $f{user_id} ],
+		[ 0x0008, exists $f{app_id} ? $f{app_id} : 'tpc_amqp' ])
+	{
+		my ($flag, $value) = @$property;
+		next unless defined $value;
+		$flags |= $flag;
+		$properties .= _short($value);
+	}
+	return {
+		header => pack('n n Q> n', 60, 0, 0, $flags) . $properties,
+		body => $f{body} // '{}'
+	};
 }
 
 sub _short { return pack 'C/a*', $_[0] }
@@ -154,11 +215,17 @@ sub _write
 	return;
 }
 
+sub _frame_of
+{
+	my ($type, $channel, $payload) = @_;
+	return
+	  pack('C n N', $type, $channel, length $payload) . $payload . "\xce";
+}
+
 sub _send
 {
 	my ($self, $type, $channel, $payload) = @_;
-	return $self->_write(
-		pack('C n N', $type, $channel, length $payload) . $payload . "\xce");
+	return $self->_write(_frame_of($type, $channel, $payload));
 }
 
 sub _method

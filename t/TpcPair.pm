@@ -50,6 +50,8 @@ EOS
 #   conf, blog_conf, reviews_conf    lines of postgresql.conf
 #   init                        of both clusters, a hash
 #   blog_setup, reviews_setup   more SQL
+#   blog_user, reviews_user     broker users of their own
+#   options                     more options of both's servers, a hash
 sub new_pair
 {
 	my (%opts) = @_;
@@ -66,6 +68,8 @@ sub new_pair
 		  TpcTest->new_node(
 			$cluster, $name, "$name$suffix",
 			broker => $broker,
+			user => $opts{"${name}_user"},
+			options => $opts{options} // {},
 			setup => ($name eq 'blog' ? $BLOG_SETUP : $REVIEWS_SETUP)
 			  . ($opts{"${name}_setup"} // ''));
 	}
