@@ -744,7 +744,7 @@ main(int argc, char **argv)
 			case 'm':
 				for (mode = LOCAL; strcmp(optarg, mode_names[mode]) != 0; mode++)
 				{
-					if (mode >= TPC)
+					if (mode == TPC_ONE)
 						usage();
 				}
 				break;
