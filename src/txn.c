@@ -778,7 +778,8 @@ wait_for_votes(TimestampTz deadline)
  * tpc_txn_wait_for_votes: before COMMIT PREPARED, step Q2: wait until all
  * participants of a prepared transaction of this node have voted yes.  Raises
  * for a no, after prepare_timeout, and when interrupted; the transaction
- * stays prepared then.  False if there is no such entry.
+ * stays prepared then.  True as well if somebody else has finished it; false
+ * if there is no such entry.
  */
 bool
 tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
@@ -797,6 +798,7 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 		TpcTxn	   *txn;
 		bool		refused = false;
 		bool		complete = false;
+		bool		decided = false;
 		long		left;
 
 		ResetLatch(MyLatch);
@@ -809,11 +811,14 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 			refused = txn->nrefused > 0;
 			complete = !refused && txn->nvotes == txn->nexpected;
 		}
+		else if (txn != NULL)
+			decided = txn->state == TPC_TXN_COMMITTED ||
+				txn->state == TPC_TXN_ABORTED;
 		LWLockRelease(&tpc_shared->txns);
 
 		if (refused)
 			raise_refusal(node, id, hint);
-		if (complete)
+		if (complete || decided)
 			return true;
 		if (txn == NULL)
 			return false;
