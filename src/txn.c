@@ -826,7 +826,8 @@ bind_votes(void)
  * tpc_txn_wait_for_votes: before COMMIT PREPARED, step Q2: wait until all
  * participants of a prepared transaction of this node have voted yes.  Raises
  * for a no, after prepare_timeout, and when interrupted; the transaction
- * stays prepared then.  False if there is no such entry.
+ * stays prepared then.  True as well if somebody else has finished it; false
+ * if there is no such entry.
  */
 bool
 tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
@@ -845,6 +846,7 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 		TpcTxn	   *txn;
 		bool		refused = false;
 		bool		complete = false;
+		bool		decided = false;
 		long		left;
 
 		ResetLatch(MyLatch);
@@ -860,11 +862,14 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 			if (complete && DsaPointerIsValid(txn->participants))
 				(void) dsa_get_address(tpc_area(), txn->participants);
 		}
+		else if (txn != NULL)
+			decided = txn->state == TPC_TXN_COMMITTED ||
+				txn->state == TPC_TXN_ABORTED;
 		LWLockRelease(&tpc_shared->txns);
 
 		if (refused)
 			raise_refusal(node, id, hint);
-		if (complete)
+		if (complete || decided)
 			return true;
 		if (txn == NULL)
 			return false;
