@@ -478,7 +478,7 @@ tpc_prepared_after(const char *gid, bool commit)
 	TpcGid		entry;
 	TpcTxn	   *txn = NULL;
 	bool		wait = commit && tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED &&
-		tpc_apply_timeout > 0;
+	tpc_apply_timeout > 0;
 
 	HOLD_INTERRUPTS();
 	TPC_FAILPOINT("Q4.before");

@@ -670,7 +670,7 @@ raise_refusal(TpcNode *node, const TpcGlobalId *id, const char *hint)
 	for (int i = 0; txn != NULL && i < txn->nparticipants; i++)
 	{
 		TpcParticipant *part = (TpcParticipant *)
-			dsa_get_address(tpc_area(), txn->participants) + i;
+		dsa_get_address(tpc_area(), txn->participants) + i;
 
 		if (part->dropped || (part->vote != TPC_PART_NO &&
 							  part->vote != TPC_PART_RETURNED))
