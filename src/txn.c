@@ -1052,6 +1052,12 @@ pre_prepare(void)
 					 errdetail("Identifiers of this form are those of branches that run handlers.")));
 		claim.has_branch = true;
 	}
+
+	/* One that runs handlers is of one coordinator; its GID is not a user's. */
+	if (tpc_join_pending() && (claim.has_branch || prepare_gid[0] == '\0'))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a handler cannot join another transaction")));
 	if (tpc_txn_has_calls())
 	{
 		gather(prepare_gid);

@@ -514,11 +514,15 @@ sub run
 	my $died = $@;
 	$self->{out} = $out // '';
 	$self->{err} = $psql->{stderr};
-	return $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m if defined $out;
 
-	$self->{err} .= $died;
-	$self->close;
-	return 0;
+	# One that has lost its connection says so, and ends at the next query.
+	if (!defined $out || $self->{err} =~ /server closed the connection/)
+	{
+		$self->{err} .= $died;
+		$self->close;
+		return 0;
+	}
+	return $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m;
 }
 
 sub close
