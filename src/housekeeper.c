@@ -326,8 +326,8 @@ take_ack(const TpcItem *item)
 			 !is_finished(&item->id.gtid))
 	{
 		/*
-		 * With a reason, the participant has been told of a rollback; without,
-		 * it may as well repeat what we have forgotten.
+		 * With a reason, the participant has been told of a rollback;
+		 * without, it may as well repeat what we have forgotten.
 		 */
 		bool		maybe_forgotten = msg.error.message == NULL;
 
