@@ -16,6 +16,7 @@ plan skip_all => 'this build has no failpoints'
 my ($blog, $reviews) = TpcPair::new_pair(
 	conf => <<'EOC', reviews_setup => 'CREATE ROLE visitor LOGIN;');
 tpc_amqp.resolve_interval = '300ms'
+tpc_amqp.forget_after = 0
 EOC
 my @nodes = ($blog, $reviews);
 my @settings = (
@@ -316,6 +317,7 @@ works_on('forced twice');
 # A joined branch, a coordinator's prepared transaction: nothing goes round
 # them
 
+$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
 $gtid = both_prepared();
 my $row = $id;
 for my $i (0, 1)
@@ -352,6 +354,15 @@ for my $try ([ $blog, "g$row" ], [ $reviews, "h$row" ])
 		$node->fails('DROP EXTENSION tpc_amqp CASCADE'),
 		qr/ERROR:  55006: .*1 branch is in doubt/,
 		'... DROP EXTENSION as well');
+}
+for my $node (@nodes)
+{
+	my $name = $node->name;
+
+	like(
+		$node->fails("SELECT tpc_amqp.attach('rabbit', 'other')"),
+		qr/ERROR:  55006: .*in doubt of node "$name"/,
+		"$name cannot become another node meanwhile");
 }
 $_->attach for @nodes;
 TpcPair::connected(@nodes);
