@@ -806,20 +806,14 @@ wait_for_votes(TimestampTz deadline)
 /*
  * bind_votes: instead of step C2, if PREPARE is not to wait: from here on no
  * vote can be taken back, for what the record says of them has to hold after a
- * restart, too.  Raises for a no that has come already.
+ * restart, too.
  */
 static void
 bind_votes(void)
 {
-	TpcTxn	   *txn = current.txn;
-	int			nrefused;
-
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
-	txn->votes_final = true;
-	nrefused = txn->nrefused;
+	current.txn->votes_final = true;
 	LWLockRelease(&tpc_shared->txns);
-	if (nrefused > 0)
-		raise_refusal(current.node, &current.id, NULL);
 }
 
 /*
@@ -979,6 +973,9 @@ gather(const char *gid)
 	if (timed)
 		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 	wait_for_link(deadline);
+	/* a no that is there already; what is asked now may answer later */
+	if (!wait)
+		raise_refusal(current.node, &current.id, NULL);
 	hand_over(names, n, deadline, !wait);
 	if (wait)
 		wait_for_votes(deadline);
