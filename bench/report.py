@@ -17,6 +17,8 @@ NAMES = {
     "xa-parallel": "XA, in parallel",
     "tpc-applied": "tpc_amqp, applied",
     "tpc-decided": "tpc_amqp, decided",
+    "tpc-one-applied": "tpc_amqp, one statement, applied",
+    "tpc-one-decided": "tpc_amqp, one statement, decided",
     "pgbench-applied": "tpc_amqp by pgbench, applied",
     "pgbench-decided": "tpc_amqp by pgbench, decided",
     "writeup-shared": "the write-up's way, shared queues",
@@ -25,7 +27,8 @@ NAMES = {
 COLORS = {
     "local": "#9aa5b1", "local-auto": "#c5ccd3", "xa": "#c7793b",
     "xa-parallel": "#e0b080", "tpc-applied": "#1f5fa8",
-    "tpc-decided": "#5fa0e0", "writeup-shared": "#7b9e57",
+    "tpc-decided": "#5fa0e0", "tpc-one-applied": "#3a3f9a",
+    "tpc-one-decided": "#8489d8", "writeup-shared": "#7b9e57",
     "writeup-per-transaction": "#b3cc94",
 }
 BASE = "xa"

@@ -18,6 +18,8 @@
  *	xa-parallel		each of those four steps on all databases at a time
  *	tpc				on the first: BEGIN, UPDATE, one tpc_amqp.call() for each of
  *					the other databases (-n NODE names them), COMMIT
+ *	tpc-one			the same as one statement: the first database has all that is
+ *					to be committed, so nothing keeps a client from that
  *
  * Every mode is a list of steps, a step is a set of statements on different
  * connections that run at a time, and the next step begins when all have
@@ -59,11 +61,12 @@ typedef enum Mode
 	LOCAL_AUTO,
 	XA,
 	XA_PARALLEL,
-	TPC
+	TPC,
+	TPC_ONE
 } Mode;
 
 static const char *const mode_names[] = {
-	"local", "local-auto", "xa", "xa-parallel", "tpc"
+	"local", "local-auto", "xa", "xa-parallel", "tpc", "tpc-one"
 };
 
 typedef enum Verb
@@ -73,7 +76,8 @@ typedef enum Verb
 	V_COMMIT,
 	V_PREPARE,
 	V_COMMIT_PREPARED,
-	V_CALL
+	V_CALL,
+	V_UPDATE_AND_CALL
 } Verb;
 
 /* Databases first … last do verb; one at a time unless together. */
@@ -348,6 +352,11 @@ make_steps(void)
 				add_step(V_CALL, 0, 0, i);
 			add_step(V_COMMIT, 0, 0, 0);
 			break;
+		case TPC_ONE:
+			if (nnodes != 1)
+				fail("mode tpc-one takes one node");
+			add_step(V_UPDATE_AND_CALL, 0, 0, 0);
+			break;
 	}
 }
 
@@ -386,6 +395,11 @@ send_statement(Client *client, int database, const Step *step)
 			else
 				sprintf(sql, "SELECT tpc_amqp.call('%s', '%s', '{\"id\": %d}')",
 						nodes[step->argument], handler, client->key);
+			break;
+		case V_UPDATE_AND_CALL:
+			sprintf(sql, "WITH w AS (UPDATE account SET balance = balance + 1 WHERE id = %d)"
+					" SELECT tpc_amqp.call('%s', '%s', '{\"id\": %d}')",
+					client->key, nodes[step->argument], handler, client->key);
 			break;
 	}
 	if (!PQsendQuery(client->conn[database], sql))
@@ -507,8 +521,8 @@ connect_all(Client *client)
 	{
 		PGresult   *result;
 
-		/* mode tpc talks to the first database only */
-		if (mode == TPC && i > 0)
+		/* modes tpc and tpc-one talk to the first database only */
+		if (mode >= TPC && i > 0)
 			break;
 		client->conn[i] = PQconnectdb(conninfo[i]);
 		if (PQstatus(client->conn[i]) != CONNECTION_OK)
@@ -708,7 +722,8 @@ run(Client *clients)
 static void
 usage(void)
 {
-	fputs("usage: xa -m local|local-auto|xa|xa-parallel|tpc [-l LABEL] [-c CLIENTS]\n"
+	fputs("usage: xa -m local|local-auto|xa|xa-parallel|tpc|tpc-one\n"
+		  "  [-l LABEL] [-c CLIENTS]\n"
 		  "  [-W WARMUP_S] [-T SECONDS | -t TRANSACTIONS_PER_CLIENT] [-r ROWS]\n"
 		  "  [-p PAYLOAD_BYTES] [-n NODE]… [-f HANDLER] [-s SETUP_SQL] [-S] [-e] [-H]\n"
 		  "  [-w NAME=PID]… CONNINFO…\n", stderr);
@@ -729,7 +744,7 @@ main(int argc, char **argv)
 			case 'm':
 				for (mode = LOCAL; strcmp(optarg, mode_names[mode]) != 0; mode++)
 				{
-					if (mode == TPC)
+					if (mode == TPC_ONE)
 						usage();
 				}
 				break;
@@ -793,7 +808,7 @@ main(int argc, char **argv)
 	for (; optind < argc && ndatabases < MAX_DATABASES; optind++)
 		conninfo[ndatabases++] = argv[optind];
 	if (ndatabases < 1 || nclients < 1 || nrows < 1 ||
-		(mode == TPC) != (nnodes > 0) || (allow_errors && mode != TPC))
+		(mode >= TPC) != (nnodes > 0) || (allow_errors && mode != TPC))
 		usage();
 	if (label == NULL)
 		label = mode_names[mode];

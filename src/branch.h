@@ -21,7 +21,8 @@ typedef struct TpcBranchRow
 {
 	TpcBranchState state;
 	char		gid[TPC_GID_SIZE];
-	char		sender[TPC_USER_MAXLEN + 1];	/* of its prepare; "" if joined */
+	char		sender[TPC_USER_MAXLEN + 1];	/* of its prepare; "" if
+												 * joined */
 	TimestampTz prepared_at;
 	TransactionId xid;			/* that inserted it */
 } TpcBranchRow;

@@ -674,6 +674,28 @@ tpc_decision_floor(TpcNode *node, TpcGtid *floor)
 }
 
 /*
+ * tpc_incarnation_last_node: the name of the node this database has been last;
+ * NULL if it has been none.
+ */
+char *
+tpc_incarnation_last_node(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *name = NULL;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT node FROM tpc_amqp.incarnation"
+					" ORDER BY incarnation DESC LIMIT 1",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	if (SPI_processed == 1)
+		name = MemoryContextStrdup(caller,
+								   SPI_getvalue(SPI_tuptable->vals[0],
+												SPI_tuptable->tupdesc, 1));
+	SPI_finish();
+	return name;
+}
+
+/*
  * tpc_incarnation_start: begin a new incarnation in the current transaction.
  *
  * It is higher than any before in this history, and (by its random part) not

@@ -45,6 +45,7 @@ extern uint64 tpc_decision_delete(const TpcGtid *gtids, int n);
 extern TpcOutcome tpc_decision_outcome(TpcNode *node, const TpcGtid *gtid,
 									   bool for_user);
 extern void tpc_decision_floor(TpcNode *node, TpcGtid *floor);
+extern char *tpc_incarnation_last_node(void);
 extern uint64 tpc_incarnation_start(const char *name, TimeLineID *timeline);
 extern int	tpc_decision_count_open(void);
 extern void tpc_decision_delete_finished(void);

@@ -334,10 +334,18 @@ take_ack(const TpcItem *item)
 		}
 	}
 	else if (msg.forced && msg.outcome == TPC_ACK_COMMITTED &&
-			 !is_finished(&item->id.gtid) &&
-			 tpc_decision_outcome(node, &item->id.gtid, true) ==
-			 TPC_OUTCOME_ABORTED)
-		report_ack(item, &msg, true);
+			 !is_finished(&item->id.gtid))
+	{
+		/*
+		 * With a reason, the participant has been told of a rollback;
+		 * without, it may as well repeat what we have forgotten.
+		 */
+		bool		maybe_forgotten = msg.error.message == NULL;
+
+		if (tpc_decision_outcome(node, &item->id.gtid, maybe_forgotten) ==
+			TPC_OUTCOME_ABORTED)
+			report_ack(item, &msg, true);
+	}
 	tpc_worker_end();
 }
 

@@ -319,6 +319,13 @@ check_branches_name(const char *name)
 {
 	char	   *other = tpc_branch_other_name(name);
 
+	/* A GID that an application chose does not say whose it is. */
+	if (other == NULL && tpc_gid_count_prepared() > 0)
+	{
+		other = tpc_incarnation_last_node();
+		if (other != NULL && strcmp(other, name) == 0)
+			other = NULL;
+	}
 	if (other != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),

@@ -21,7 +21,7 @@
 
 /* tpc_parse_gtid: an argument of an SQL function; raises 22P02. */
 void
-tpc_parse_gtid(text *arg, TpcGlobalId *id)
+tpc_parse_gtid(text * arg, TpcGlobalId *id)
 {
 	char	   *gtid = text_to_cstring(arg);
 

@@ -10,7 +10,7 @@
 
 #include "gtid.h"
 
-extern void tpc_parse_gtid(text *arg, TpcGlobalId *id);
+extern void tpc_parse_gtid(text * arg, TpcGlobalId *id);
 extern void tpc_operate_at_eoxact(bool committed);
 
 #endif							/* TPC_OPERATE_H */

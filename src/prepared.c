@@ -295,6 +295,7 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 	TpcGid		entry;
 	TpcNode    *node;
 	TpcGlobalId id;
+	bool		votes_known = true;
 
 	if (tpc_shared == NULL || !IsUnderPostmaster || RecoveryInProgress())
 		return TPC_FINISH_PASS;
@@ -374,18 +375,27 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 		strlcpy(id.coordinator, node->name, sizeof(id.coordinator));
 		id.gtid = entry.txn;
 		TPC_FAILPOINT("Q2.before");
-		if (!tpc_txn_wait_for_votes(node, &id) && !entry.votes_known)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the votes for prepared transaction \"%s\" are not known",
-							gid),
-					 errhint("Try again in a moment, or use ROLLBACK PREPARED.")));
+		votes_known = tpc_txn_wait_for_votes(node, &id) || entry.votes_known;
 		TPC_FAILPOINT("Q2.after");
 		tpc_txn_make_synchronous();
 	}
 	(void) tpc_area();
-	finishing = entry;
 	TPC_FAILPOINT("Q3.before");
+
+	/* Meanwhile a worker may have finished it, for a participant or for time. */
+	finishing = entry;
+	if (tpc_gid_lookup(gid, &entry) &&
+		(entry.state == TPC_GID_COMMITTED || entry.state == TPC_GID_ABORTED))
+	{
+		report_finished(node, &entry, commit);
+		return TPC_FINISH_DONE;
+	}
+	if (!votes_known)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the votes for prepared transaction \"%s\" are not known",
+						gid),
+				 errhint("Try again in a moment, or use ROLLBACK PREPARED.")));
 	return TPC_FINISH_OURS;
 }
 
@@ -468,7 +478,7 @@ tpc_prepared_after(const char *gid, bool commit)
 	TpcGid		entry;
 	TpcTxn	   *txn = NULL;
 	bool		wait = commit && tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED &&
-		tpc_apply_timeout > 0;
+	tpc_apply_timeout > 0;
 
 	HOLD_INTERRUPTS();
 	TPC_FAILPOINT("Q4.before");

@@ -670,7 +670,7 @@ raise_refusal(TpcNode *node, const TpcGlobalId *id, const char *hint)
 	for (int i = 0; txn != NULL && i < txn->nparticipants; i++)
 	{
 		TpcParticipant *part = (TpcParticipant *)
-			dsa_get_address(tpc_area(), txn->participants) + i;
+		dsa_get_address(tpc_area(), txn->participants) + i;
 
 		if (part->dropped || (part->vote != TPC_PART_NO &&
 							  part->vote != TPC_PART_RETURNED))
@@ -806,27 +806,22 @@ wait_for_votes(TimestampTz deadline)
 /*
  * bind_votes: instead of step C2, if PREPARE is not to wait: from here on no
  * vote can be taken back, for what the record says of them has to hold after a
- * restart, too.  Raises for a no that has come already.
+ * restart, too.
  */
 static void
 bind_votes(void)
 {
-	TpcTxn	   *txn = current.txn;
-	int			nrefused;
-
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
-	txn->votes_final = true;
-	nrefused = txn->nrefused;
+	current.txn->votes_final = true;
 	LWLockRelease(&tpc_shared->txns);
-	if (nrefused > 0)
-		raise_refusal(current.node, &current.id, NULL);
 }
 
 /*
  * tpc_txn_wait_for_votes: before COMMIT PREPARED, step Q2: wait until all
  * participants of a prepared transaction of this node have voted yes.  Raises
  * for a no, after prepare_timeout, and when interrupted; the transaction
- * stays prepared then.  False if there is no such entry.
+ * stays prepared then.  True as well if somebody else has finished it; false
+ * if there is no such entry.
  */
 bool
 tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
@@ -845,6 +840,7 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 		TpcTxn	   *txn;
 		bool		refused = false;
 		bool		complete = false;
+		bool		decided = false;
 		long		left;
 
 		ResetLatch(MyLatch);
@@ -860,11 +856,14 @@ tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id)
 			if (complete && DsaPointerIsValid(txn->participants))
 				(void) dsa_get_address(tpc_area(), txn->participants);
 		}
+		else if (txn != NULL)
+			decided = txn->state == TPC_TXN_COMMITTED ||
+				txn->state == TPC_TXN_ABORTED;
 		LWLockRelease(&tpc_shared->txns);
 
 		if (refused)
 			raise_refusal(node, id, hint);
-		if (complete)
+		if (complete || decided)
 			return true;
 		if (txn == NULL)
 			return false;
@@ -974,6 +973,9 @@ gather(const char *gid)
 	if (timed)
 		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
 	wait_for_link(deadline);
+	/* a no that is there already; what is asked now may answer later */
+	if (!wait)
+		raise_refusal(current.node, &current.id, NULL);
 	hand_over(names, n, deadline, !wait);
 	if (wait)
 		wait_for_votes(deadline);
@@ -1047,6 +1049,12 @@ pre_prepare(void)
 					 errdetail("Identifiers of this form are those of branches that run handlers.")));
 		claim.has_branch = true;
 	}
+
+	/* One that runs handlers is of one coordinator; its GID is not a user's. */
+	if (tpc_join_pending() && (claim.has_branch || prepare_gid[0] == '\0'))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a handler cannot join another transaction")));
 	if (tpc_txn_has_calls())
 	{
 		gather(prepare_gid);

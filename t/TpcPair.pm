@@ -155,6 +155,41 @@ sub connected
 	return;
 }
 
+# ready NODE…, in_doubt NODE…: as connected() and settled(), in sessions that
+# stay.  in_doubt() returns what is still prepared after a while, or "".
+sub ready
+{
+	for my $node (@_)
+	{
+		$node->ask_for("SELECT state = 'connected'
+			AND messenger_pid IS NOT NULL
+			AND cardinality(prepare_pids) =
+				current_setting('tpc_amqp.prepare_workers')::int
+			AND cardinality(resolve_pids) =
+				current_setting('tpc_amqp.resolve_workers')::int
+			FROM tpc_amqp.node");
+	}
+	return;
+}
+
+sub in_doubt
+{
+	my (@nodes) = @_;
+	my @left;
+	my $settled = eval {
+		TpcTest::poll_until(
+			sub {
+				@left = map {
+					split /\n/,
+					  $_->ask('SELECT gid FROM pg_catalog.pg_prepared_xacts')
+				} @nodes;
+				return !@left;
+			},
+			'prepared transactions to go');
+	};
+	return $settled ? '' : "in doubt: @left $@";
+}
+
 # backend NODE, CONDITION: pid of the session in it, once there is one.
 sub backend
 {

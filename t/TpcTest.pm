@@ -331,6 +331,61 @@ sub session
 	  ->background_psql($self->{db}, on_error_stop => 0, %params);
 }
 
+# client SETTINGS…: a session that may see its server crash: TpcTest::Client.
+sub client
+{
+	my ($self, @settings) = @_;
+	my $client = bless { node => $self, psql => $self->session },
+	  'TpcTest::Client';
+
+	$client->run('\set VERBOSITY verbose');
+	$client->run("SET $_") for @settings;
+	return $client;
+}
+
+# observer: a client that is there, and opened again if its server crashed.
+sub observer
+{
+	my ($self) = @_;
+
+	delete $self->{observer} if $self->{observer} && $self->{observer}->gone;
+	return $self->{observer} //= TpcTest::poll_until(
+		sub { eval { $self->client } }, "a session at $self->{name}");
+}
+
+# ask QUERY: its output, as soon as there is one.  As sql(), but in a session
+# that stays, and patient with a server that restarts.
+sub ask
+{
+	my ($self, $query) = @_;
+	my $out;
+
+	TpcTest::poll_until(
+		sub {
+			my $observer = $self->observer;
+			my $ok = $observer->run($query);
+
+			$out = $observer->out;
+			$TpcTest::last_seen = $observer->err;
+			return $ok;
+		},
+		"an answer to $query from $self->{name}");
+	return $out;
+}
+
+# ask_for QUERY: until its answer is "t".
+sub ask_for
+{
+	my ($self, $query) = @_;
+
+	return TpcTest::poll_until(
+		sub {
+			$TpcTest::last_seen = $self->ask($query);
+			return $TpcTest::last_seen eq 't';
+		},
+		"\"t\" from $query on $self->{name}");
+}
+
 # start QUERY: run it in a psql of its own; finish() says what became of it.
 # The query is read from a file: a server that is started meanwhile would hold
 # the other end of a pipe open, so that psql would wait for more.
@@ -432,6 +487,52 @@ sub failpoint_reached
 	return $self->poll(
 		'SELECT public.tpc_test_failpoint_waiters(' . _literal($name)
 		  . ') > 0');
+}
+
+# ---------------------------------------------------------------------------
+# A session whose failures are looked at, its end included.
+package TpcTest::Client;
+
+use strict;
+use warnings;
+
+sub out { return $_[0]{out} }
+sub err { return $_[0]{err} }
+sub gone { return !$_[0]{psql} }
+
+# run QUERY: whether it succeeded.  What it said is in out() and err().
+sub run
+{
+	my ($self, $query) = @_;
+	my $psql = $self->{psql};
+	local $SIG{PIPE} = 'IGNORE';
+
+	@$self{ 'out', 'err' } = ('', 'the session is gone');
+	return 0 unless $psql;
+	$psql->{stderr} = '';
+	my $out = eval { $psql->query($query) };
+	my $died = $@;
+	$self->{out} = $out // '';
+	$self->{err} = $psql->{stderr};
+
+	# One that has lost its connection says so, and ends at the next query.
+	if (!defined $out || $self->{err} =~ /server closed the connection/)
+	{
+		$self->{err} .= $died;
+		$self->close;
+		return 0;
+	}
+	return $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m;
+}
+
+sub close
+{
+	my ($self) = @_;
+	my $psql = delete $self->{psql} or return;
+	local $SIG{PIPE} = 'IGNORE';
+
+	eval { $psql->quit; 1 } or eval { $psql->{run}->kill_kill };
+	return;
 }
 
 # ---------------------------------------------------------------------------
