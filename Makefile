@@ -78,6 +78,11 @@ bench:
 	@bench/run
 .PHONY: bench
 
+# SECONDS=600 SEED=…: torture/README.md
+torture:
+	@TORTURE_SECONDS=$(or $(SECONDS),600) TORTURE_SEED=$(SEED) torture/run
+.PHONY: torture
+
 deps:
 	@scripts/deps
 
