@@ -72,5 +72,9 @@ BEGIN
 	INSERT INTO bank.late VALUES (-1);
 END $$;
 
-SELECT tpc_amqp.register_handler(f, ('bank.' || f || '(jsonb)')::regprocedure)
+GRANT USAGE ON SCHEMA bank, tpc_amqp TO teller;
+GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA bank TO teller;
+GRANT EXECUTE ON FUNCTION tpc_amqp.call, tpc_amqp.enlist, tpc_amqp.join TO teller;
+
+SELECT tpc_amqp.register_handler(f, ('bank.' || f || '(jsonb)')::regprocedure, 'teller')
 	FROM unnest('{move,relay,look,refuse,refuse_late}'::text[]) f;

@@ -176,6 +176,10 @@ class Client:
         more = {}
         if self.rng.random() < 0.03:
             more["sleep"] = self.rng.choice((0.05, 0.3, 1, 2.5))
+        if self.rng.random() < 0.03:
+            # In several frames; the last is refused.
+            more["pad"] = "x" * self.rng.choice((5000, 150000, 150000, 900000,
+                                                 1100000))
         self.call(at, leg["node"], "move", self.arg(leg, **more))
 
     def learn_gtid(self, node):
@@ -307,8 +311,8 @@ class Client:
         self.commit("call", legs, before=work)
 
     def way_call_only(self):
-        """The coordinator itself writes nothing."""
-        nodes = self.others(2)
+        """The session itself writes nothing; a node may call itself."""
+        nodes = self.rng.sample(list(self.dsn), 2)
         legs, _ = self.plan("call-only", self.home, nodes)
 
         def work():
@@ -317,16 +321,22 @@ class Client:
         self.commit("call-only", legs, before=work)
 
     def way_tree(self):
-        second, third = self.others(2)
-        if self.rng.random() < 0.2:
-            third = self.home
-        legs, _ = self.plan("tree", self.home, [self.home, second, third])
+        nodes = [self.home] + self.others(self.rng.choice((2, 2, 3)))
+        if self.rng.random() < 0.1:
+            nodes[2] = self.home
+        legs, _ = self.plan("tree", self.home, nodes)
+
+        def relay(left):
+            arg = json.loads(self.arg(left[0]))
+            if left[1:]:
+                arg["next"] = [{"node": left[1]["node"],
+                                "handler": "relay" if left[2:] else "move",
+                                "arg": relay(left[1:])}]
+            return arg
 
         def work():
             self.move(legs[0])
-            self.call(self.home, second, "relay", self.arg(legs[1], next=[
-                {"node": third, "handler": "move", "arg": json.loads(
-                    self.arg(legs[2]))}]))
+            self.call(self.home, nodes[1], "relay", json.dumps(relay(legs[1:])))
         self.commit("tree", legs, before=work)
 
     def way_readonly(self):

@@ -50,7 +50,7 @@ deadlock_timeout = 200ms
 dynamic_shared_memory_type = mmap
 shared_preload_libraries = 'tpc_amqp'
 log_line_prefix = '%m [%p] %b %q%a '
-log_min_messages = log
+log_min_messages = warning
 log_min_error_statement = error
 tpc_amqp.prepare_workers = {prepare}
 tpc_amqp.resolve_workers = {resolve}
@@ -62,6 +62,14 @@ tpc_amqp.prepared_timeout = 3s
 tpc_amqp.forget_after = 1s
 """.replace("{prepare}", str(PREPARE_WORKERS)).replace(
     "{resolve}", str(RESOLVE_WORKERS))
+
+# One cluster in which places run out.
+SMALL = "b"
+SMALL_CONF = """
+max_prepared_transactions = 10
+tpc_amqp.max_transactions = 12
+tpc_amqp.max_memory = 16MB
+"""
 
 start_time = time.time()
 
@@ -78,6 +86,8 @@ class Log:
         self.lock = threading.Lock()
 
     def __call__(self, text, show=False):
+        text = "".join(c if c.isprintable() or c == "\n" else "?"
+                       for c in text)
         line = f"{since_start():8.2f}  {time.strftime('%H:%M:%S')}  {text}"
         with self.lock:
             self.file.write(line + "\n")
@@ -106,6 +116,7 @@ class Cluster:
         # Who holds it may start and stop the server.
         self.life = threading.Lock()
         self.killed = set()             # pids we have sent SIGKILL
+        self.disturbed = []             # (from, to): frozen, or down
         self.nodes = [n for n, c in NODES.items() if c == name]
 
     def run(self, *command, timeout=60, check=True):
@@ -124,6 +135,8 @@ class Cluster:
                  "-N")
         with open(os.path.join(self.data, "postgresql.conf"), "a") as conf:
             conf.write(CONF.replace("{dir}", self.dir))
+            if self.name == SMALL:
+                conf.write(SMALL_CONF)
         self.start()
 
     def start(self):
@@ -207,13 +220,13 @@ class Cluster:
             if os.path.exists(name):
                 os.unlink(name)
 
-    def dsn(self, database, name="torture"):
-        return (f"host={self.dir} port=5432 user=postgres dbname={database}"
-                f" application_name={name}")
+    def dsn(self, database, user="teller"):
+        return (f"host={self.dir} port=5432 user={user} dbname={database}"
+                f" application_name=torture")
 
     def connect(self, database, timeout_ms=10000):
         connection = psycopg2.connect(
-            self.dsn(database, "control"), connect_timeout=5,
+            self.dsn(database, "postgres"), connect_timeout=5,
             options=f"-c statement_timeout={timeout_ms}")
         connection.autocommit = True
         return connection
@@ -248,7 +261,8 @@ class Torture:
         self.memory = {}                # (node, pid) -> [(when, kB)]
         self.shared = collections.defaultdict(list)
         self.stopping = False
-        self.seen_ways = None
+        self.slow = []
+        self.last_transfers = {}
 
     # ----------------------------------------------------------------------
     # The stage
@@ -296,6 +310,10 @@ class Torture:
             bank = file.read()
         for cluster in self.clusters.values():
             cluster.create()
+            # Superusers may finish what they find prepared in a database that
+            # is detached; applications must not.
+            cluster.run("createuser", "-h", cluster.dir, "-U", "postgres",
+                        "teller")
             for node in cluster.nodes:
                 cluster.run("createdb", "-h", cluster.dir, "-U", "postgres",
                             node)
@@ -380,7 +398,7 @@ class Torture:
 
     def fault_backend_killed(self, rng):
         """kill -9 of a session: its server restarts all processes."""
-        self.hit(rng, r"postgres: postgres \w+ \[local\]", signal.SIGKILL)
+        self.hit(rng, r"postgres: teller \w+ \[local\]", signal.SIGKILL)
 
     def fault_worker_killed(self, rng):
         """kill -9 of one of ours."""
@@ -391,12 +409,12 @@ class Torture:
 
     def fault_backends_terminated(self, rng):
         for _ in range(rng.choice((1, 3, 8))):
-            self.hit(rng, r"postgres: postgres \w+ \[local\]", signal.SIGTERM)
+            self.hit(rng, r"postgres: teller \w+ \[local\]", signal.SIGTERM)
             time.sleep(rng.random() * 0.2)
 
     def fault_backends_cancelled(self, rng):
         for _ in range(rng.choice((3, 10, 30))):
-            self.hit(rng, r"postgres: postgres \w+ \[local\]", signal.SIGINT)
+            self.hit(rng, r"postgres: teller \w+ \[local\]", signal.SIGINT)
             time.sleep(rng.random() * 0.1)
 
     def fault_client_killed(self, rng):
@@ -428,7 +446,7 @@ class Torture:
 
     def fault_frozen_backends(self, rng):
         cluster = self.clusters[rng.choice(CLUSTERS)]
-        pids = list(cluster.children(r"postgres: postgres \w+ \[local\]"))
+        pids = list(cluster.children(r"postgres: teller \w+ \[local\]"))
         rng.shuffle(pids)
         self.freeze_for(rng, cluster, pids[:rng.choice((1, 4))], "sessions")
 
@@ -441,12 +459,14 @@ class Torture:
         seconds = rng.choice((0.3, 1, 2.5, 4, 7))
         self.log(f"  SIGSTOP of {what} of {cluster.name} for {seconds} s:"
                  f" {pids}")
+        start = time.time()
         with self.frozen_lock:
             for pid in pids:
                 if cluster.signal(pid, signal.SIGSTOP):
                     self.frozen[pid] = cluster
         self.wait(seconds)
         self.thaw(pids)
+        cluster.disturbed.append((start, time.time()))
 
     def thaw(self, pids):
         with self.frozen_lock:
@@ -484,6 +504,7 @@ class Torture:
 
     def down(self, cluster, rng, stop):
         seconds = rng.choice((0, 0, 1, 4))
+        start = time.time()
         with cluster.life:
             self.log(f"  cluster {cluster.name}, down for {seconds} s")
             stop()
@@ -494,6 +515,7 @@ class Torture:
                 cluster.kill9()
             self.wait(seconds)
             cluster.start()
+        cluster.disturbed.append((start, time.time()))
 
     def fault_broker_frozen(self, rng):
         with self.broker_life:
@@ -603,14 +625,53 @@ class Torture:
         rng.shuffle(caught)
         again = caught[:200] + old
         self.wait(rng.choice((0, 0.2, 3)))
+        self.publish_again(again)
+        self.log(f"  {len(again)} messages once more, {len(old)} of them old")
+
+    def fault_tables_rewritten(self, rng):
+        """Rows move to other places, and indexes with them."""
+        node = rng.choice(list(NODES))
+        connection = self.clusters[NODES[node]].connect(node)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '500ms'")
+                for table in rng.sample(("branch", "decision", "floor",
+                                         "handler", "incarnation"), 2):
+                    command = rng.choice(("VACUUM FULL", "REINDEX TABLE",
+                                          "VACUUM"))
+                    try:
+                        cursor.execute(f"{command} tpc_amqp.{table}")
+                        self.log(f"  {command} {table} on {node}")
+                    except psycopg2.errors.LockNotAvailable:
+                        pass
+                cursor.execute("SELECT tpc_amqp.register_handler('move',"
+                               " 'bank.move(jsonb)', 'teller')")
+        finally:
+            connection.close()
+
+    def fault_worker_numbers(self, rng):
+        """More or fewer workers."""
+        cluster = self.clusters[rng.choice(CLUSTERS)]
+        numbers = (rng.choice((1, 2, 6)), rng.choice((1, 3)))
+        self.log(f"  {cluster.name}: {numbers}")
+        self.set_workers(cluster, *numbers)
+        self.wait(rng.choice((0.5, 3)))
+        self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS)
+
+    def set_workers(self, cluster, prepare, resolve):
+        node = cluster.nodes[0]
+        self.sql(node, f"ALTER SYSTEM SET tpc_amqp.prepare_workers = {prepare}")
+        self.sql(node, f"ALTER SYSTEM SET tpc_amqp.resolve_workers = {resolve}")
+        self.sql(node, "SELECT pg_reload_conf()")
+
+    def publish_again(self, messages):
         connection = self.amqp()
         try:
-            for message in again:
+            for message in messages:
                 connection.publish("tpc_amqp", message)
             connection.sync()
         finally:
             connection.close()
-        self.log(f"  {len(again)} messages once more, {len(old)} of them old")
 
     FAULTS = {
         "backend_killed": 6,
@@ -634,6 +695,8 @@ class Torture:
         "detached": 5,
         "resolve": 3,
         "replay": 9,
+        "tables_rewritten": 4,
+        "worker_numbers": 3,
     }
 
     def wait(self, seconds):
@@ -657,7 +720,7 @@ class Torture:
         start = time.time()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            pause = self.rng.expovariate(1 / 1.6)
+            pause = self.rng.expovariate(1 / self.args.pace)
             kind = self.rng.choices(kinds, weights)[0]
             seed = self.rng.getrandbits(64)
             until = min(deadline, time.monotonic() + pause)
@@ -692,6 +755,11 @@ class Torture:
             with cluster.life:
                 if not cluster.postmaster():
                     cluster.start()
+        for cluster in self.clusters.values():
+            try:
+                self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS)
+            except psycopg2.Error as error:
+                self.log(f"  setting workers: {error}")
         for node in NODES:
             deadline = time.monotonic() + 30
             while True:
@@ -729,7 +797,7 @@ class Torture:
             SELECT 'decision ' || gtid::text FROM tpc_amqp.decision
             UNION ALL
             SELECT 'session ' || pid || ' ' || query FROM pg_stat_activity
-            WHERE application_name = 'torture' AND state <> 'idle'
+            WHERE usename = 'teller' AND state <> 'idle'
             UNION ALL
             SELECT 'node ' || coalesce(state, 'missing') || ' '
                    || coalesce(last_error, '')
@@ -747,8 +815,28 @@ class Torture:
         self.log("quiet point: pausing clients, healing")
         self.pause_clients()
         self.heal()
+        took, complete = self.await_quiet()
+        self.quiet_points.append(took)
+        self.log(f"quiet after {took:.1f} s")
+        self.check_money(complete)
+        if complete and self.hoard:
+            # What was said before says nothing new.
+            old = self.hoard if last else self.rng.sample(
+                self.hoard, min(200, len(self.hoard)))
+            self.publish_again(self.rng.sample(old, len(old)))
+            time.sleep(0.5)
+            took, complete = self.await_quiet()
+            self.log(f"{len(old)} old messages; quiet after {took:.1f} s")
+            self.check_money(complete)
+        self.check_memory()
+        self.check_tables()
+        if complete and not last:
+            self.resume_clients()
+        return complete
+
+    def await_quiet(self):
+        """(seconds it took, whether it came to an end)"""
         healed = time.monotonic()
-        left = {}
         while True:
             self.keep_clients()
             left = {}
@@ -764,25 +852,13 @@ class Torture:
                     left[node] = unfinished
             took = time.monotonic() - healed
             if not left:
-                break
+                return took, True
             if took > FINISH_BOUND:
                 self.violation("finish", f"not finished {FINISH_BOUND} s after"
                                f" healing: {json.dumps(left)[:3000]}")
                 self.dump(left)
-                # It may only be late.
-                if took > 4 * FINISH_BOUND or not self.args.patience:
-                    break
+                return took, False
             time.sleep(0.1)
-        # Nothing may change any more.
-        self.quiet_points.append(took)
-        self.log(f"quiet after {took:.1f} s")
-        complete = not left
-        self.check_money(complete)
-        self.check_memory()
-        self.check_tables()
-        if complete and not last:
-            self.resume_clients()
-        return complete
 
     def dump(self, left):
         """Where everybody is, for whoever has to find out why."""
@@ -884,6 +960,8 @@ class Torture:
             if legs and rows not in ([], legs):
                 self.violation("atomic" if complete else "half", about)
                 continue
+            for slow in one.pop("slow", ()):
+                self.check_hang(transfer, slow)
             if not legs:
                 continue
             there = bool(rows)
@@ -900,6 +978,17 @@ class Torture:
                     self.violation("outcome", f"outcome() said {outcome}: "
                                    + about)
         self.last_transfers = transfers
+
+    def check_hang(self, transfer, slow):
+        """A wait has a bound, unless somebody stopped who waits."""
+        cluster = self.clusters[NODES[slow["node"]]]
+        end = slow["at"]
+        start = end - slow["seconds"]
+        if not any(a < end and start < b + 1 for a, b in cluster.disturbed) \
+                and slow not in self.slow:
+            self.violation("hangs", f"{transfer}: {slow}")
+        if slow not in self.slow:
+            self.slow.append(slow)
 
     def check_tables(self):
         for node in NODES:
@@ -949,13 +1038,11 @@ class Torture:
                 self.violation("memory", f"dynamic shared memory of {name}:"
                                f" {values} kB")
 
-    # Lines of workers that faults explain.
+    # Errors of workers that are somebody's answer, or that faults explain.
     EXPECTED = re.compile("|".join((
         r"terminating background worker",
         r"terminating connection due to administrator command",
         r"terminating connection because of crash",
-        r"the database system is",
-        # what handlers raise is told to the coordinator, not logged
     )))
 
     def check_logs(self):
@@ -970,9 +1057,11 @@ class Torture:
                                 int(died[1]) not in cluster.killed:
                             self.violation("crashes", line.strip())
                         continue
-                    if re.search(r"PANIC|TRAP:|segfault|stack smashing|"
-                                 r"double free|corrupt|could not read block|"
-                                 r"exited with exit code [^01]", line):
+                    if re.search(
+                            r"PANIC|TRAP:|segfault|smashing|double free|"
+                            r"corrupt|could not read block|cache lookup|"
+                            r"snapshot reference leak|still referenced|"
+                            r"exited with exit code [^01]", line):
                         self.violation("crashes", line.strip())
                         continue
                     ours = re.match(r".*\] tpc_amqp (\w+ ?\w*?) "
@@ -981,7 +1070,9 @@ class Torture:
                         text = re.sub(r"\d+", "N", ours[3])
                         text = re.sub(r'"[^"]*"', '"…"', text)
                         kinds[(ours[1], ours[2], text)] += 1
+                        # What handlers raise, prepare workers log.
                         if ours[2] != "WARNING" and \
+                                ours[1] != "prepare worker" and \
                                 not self.EXPECTED.search(line):
                             self.violation("crashes", line.strip())
         for (who, level, text), count in kinds.most_common():
@@ -996,6 +1087,7 @@ class Torture:
         "outcome": "outcome() agrees with what is stored",
         "incidents": "no incidents",
         "finish": f"all finished within {FINISH_BOUND} s after healing",
+        "hangs": "no statement took longer than its time-outs allow",
         "crashes": "no crash or error of a worker that no fault caused",
         "memory": "memory of workers and shared memory steady",
         "tables": "tables bounded",
@@ -1022,9 +1114,8 @@ class Torture:
             t["sqlstate"] or "-" for t in transfers if t.get("error"))
         print("  SQLSTATEs: " + ", ".join(
             f"{s} {n}" for s, n in states.most_common(16)))
-        slow = [s for t in transfers for s in t.get("slow", ())]
-        if slow:
-            worst = max(slow, key=lambda s: s["seconds"])
+        if self.slow:
+            worst = max(self.slow, key=lambda s: s["seconds"])
             print(f"  longest statement: {worst['seconds']} s"
                   f" ({worst['text']} on {worst['node']})")
 
@@ -1108,8 +1199,8 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--pace", type=float, default=1.6)
     parser.add_argument("--faults", default="")
-    parser.add_argument("--patience", action="store_true")
     args = parser.parse_args()
     args.stage = os.path.realpath(args.stage)
 
