@@ -20,6 +20,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import psycopg2
@@ -42,6 +43,7 @@ class Refused(Exception):
 class Client:
     def __init__(self, config):
         self.id = config["id"]
+        self.slot = self.id.split(".", maxsplit=1)[0]
         self.home = config["home"]
         self.dsn = config["nodes"]
         self.accounts = config["accounts"]
@@ -192,6 +194,13 @@ class Client:
         isolation = self.rng.choice(
             ("READ COMMITTED",) * 6 + ("REPEATABLE READ", "SERIALIZABLE"))
         self.sql(node, "BEGIN ISOLATION LEVEL " + isolation)
+        # Too short now and then, so that the answer comes when it is given up.
+        if node == self.home and self.rng.random() < 0.15:
+            self.sql(node, "SET LOCAL tpc_amqp.prepare_timeout ="
+                     f" {self.rng.choice((5, 10, 20, 50, 200))}")
+        if node == self.home and self.rng.random() < 0.1:
+            self.sql(node, "SET LOCAL tpc_amqp.apply_timeout ="
+                     f" {self.rng.choice((1, 5, 20))}")
 
     def end(self, result, gtid=None, node=None, legs=(), check=False,
             error=None):
@@ -204,6 +213,8 @@ class Client:
             self.see(legs)
         if gtid and (result == "unknown" or self.rng.random() < 0.2):
             self.ask(gtid, node, result)
+        if gtid and self.rng.random() < 0.1:
+            self.ask_others(gtid, node)
 
     def see(self, legs):
         """COMMIT has returned without a warning: it is there, everywhere."""
@@ -236,6 +247,18 @@ class Client:
             time.sleep(0.1)
         self.note("outcome", outcome=outcome, gtid=gtid)
 
+    def ask_others(self, gtid, node):
+        """At another node, it is about the branch there."""
+        other = self.rng.choice([n for n in self.dsn if n != node])
+        try:
+            outcome = self.sql(other, "SELECT tpc_amqp.outcome(%s)", (gtid,),
+                               other=True)[1][0]
+        except (Lost, Refused):
+            return
+        self.note("outcome", outcome=outcome, gtid=gtid, node=other)
+        if outcome == "aborted":
+            self.wrong(f"node {other} knows that it was rolled back")
+
     def finish(self, node, verb, gid, other=False):
         """COMMIT or ROLLBACK PREPARED: done, no (it stays as it is),
         committed, aborted (it has been decided otherwise), gone, lost."""
@@ -254,6 +277,12 @@ class Client:
             if error.sqlstate == "55000" and "has been committed" in str(error):
                 return "committed", error
             return "no", error
+
+    def gid(self, kind):
+        """Now and then one that this client has used before."""
+        if self.rng.random() < 0.3:
+            return f"{kind} {self.slot}"
+        return f"{kind} {self.transfer}"
 
     def others(self, count):
         return self.rng.sample([n for n in self.dsn if n != self.home], count)
@@ -427,7 +456,7 @@ class Client:
         tree = self.rng.random() < 0.15
         nodes = [home] + self.others(2 if tree else self.rng.choice((1, 2)))
         legs, _ = self.plan("prepared", home, nodes)
-        gid = f"p {self.transfer}"
+        gid = self.gid("p")
         gtid = None
         try:
             self.begin(home)
@@ -460,6 +489,8 @@ class Client:
         other = self.rng.random() < 0.3
         if choice < 0.25:
             return self.give_up(home, gid, gtid, other, False)
+        if choice < 0.35:
+            return self.duel(gid, gtid)
         asked = False
         for _ in range(4):
             self.note("deciding")
@@ -485,6 +516,33 @@ class Client:
             elif self.rng.random() < 0.5:
                 break
         return self.give_up(home, gid, gtid, other, asked)
+
+    def duel(self, gid, gtid):
+        """Two sessions decide at the same time, one this way, one that."""
+        home = self.home
+        self.note("deciding")
+        answers = {}
+
+        def rollback():
+            answers["ROLLBACK"] = self.finish(home, "ROLLBACK", gid, True)[0]
+        late = self.rng.random() * 0.01
+        thread = threading.Thread(target=rollback)
+        thread.start()
+        time.sleep(late)
+        answers["COMMIT"], error = self.finish(home, "COMMIT", gid)
+        thread.join()
+        told = set()
+        for verb, answer in answers.items():
+            if answer == "done":
+                told.add("ok" if verb == "COMMIT" else "no")
+            elif answer in ("committed", "aborted"):
+                told.add("ok" if answer == "committed" else "no")
+        if len(told) > 1:
+            self.wrong(f"two sessions were told different things: {answers}")
+        if told:
+            return self.end(told.pop(), gtid, home, error=error)
+        return self.give_up(home, gid, gtid, False,
+                            answers["COMMIT"] in ("lost", "gone"))
 
     def finished_before(self, node, other=False):
         connection = self.connections.get((node, other))
@@ -525,7 +583,8 @@ class Client:
         by_branch = called is not None and self.rng.random() < 0.4
         legs, _ = self.plan("app-" + style, home, nodes)
         leg = {g["node"]: g for g in legs}
-        gid = {n: f"x {self.transfer} {n}" for n in nodes}
+        gid = self.gid("x")
+        gid = {n: f"{gid} {n}" for n in nodes}
         prepared = []
         gtid = None
         two_phase = style == "two-phase"

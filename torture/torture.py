@@ -515,6 +515,11 @@ class Torture:
                 cluster.kill9()
             self.wait(seconds)
             cluster.start()
+            if rng.random() < 0.2:
+                # Before it has recovered from the first.
+                self.wait(rng.random() * 0.5)
+                cluster.kill9()
+                cluster.start()
         cluster.disturbed.append((start, time.time()))
 
     def fault_broker_frozen(self, rng):
@@ -664,6 +669,17 @@ class Torture:
         self.sql(node, f"ALTER SYSTEM SET tpc_amqp.resolve_workers = {resolve}")
         self.sql(node, "SELECT pg_reload_conf()")
 
+    def fault_checkpoint(self, rng):
+        """What is prepared goes from WAL to files."""
+        self.sql(rng.choice(list(NODES)), "CHECKPOINT")
+
+    def fault_broker_blocked(self, rng):
+        """Its memory alarm goes off: it reads from no publisher."""
+        with self.broker_life:
+            self.broker("ctl", "-q", "set_vm_memory_high_watermark", "0")
+            self.wait(rng.choice((1, 4)))
+            self.broker("ctl", "-q", "set_vm_memory_high_watermark", "0.4")
+
     def publish_again(self, messages):
         connection = self.amqp()
         try:
@@ -689,12 +705,14 @@ class Torture:
         "all_killed": 1,
         "broker_frozen": 4,
         "broker_killed": 2,
+        "broker_blocked": 2,
         "broker_wiped": 2,
         "queues_deleted": 6,
         "link": 18,
         "detached": 5,
         "resolve": 3,
         "replay": 9,
+        "checkpoint": 5,
         "tables_rewritten": 4,
         "worker_numbers": 3,
     }
@@ -749,6 +767,7 @@ class Torture:
             try:
                 self.broker("thaw", check=False)
                 self.broker("start")
+                self.broker("ctl", "-q", "set_vm_memory_high_watermark", "0.4")
             except Exception as error:
                 self.violation("setup", f"the broker: {error}")
         for cluster in self.clusters.values():
