@@ -86,6 +86,11 @@ fuzz:
 valgrind:
 	@scripts/valgrind
 
+# SECONDS=600 SEED=…: torture/README.md
+torture:
+	@TORTURE_SECONDS=$(or $(SECONDS),600) TORTURE_SEED=$(SEED) torture/run
+.PHONY: torture
+
 deps:
 	@scripts/deps
 

@@ -318,7 +318,15 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 	if (node == NULL)
 	{
 		if (detached_may_finish(&entry, commit))
+		{
+			if (commit && entry.state == TPC_GID_PREPARED && entry.has_txn &&
+				tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED)
+				ereport(WARNING,
+						(errmsg("this database is not attached, so the nodes that prepared transaction \"%s\" has called are told later",
+								gid),
+						 errdetail("They apply it once the database is attached again.")));
 			return TPC_FINISH_PASS;
+		}
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("prepared transaction \"%s\" is part of a global transaction, and this node is not running",

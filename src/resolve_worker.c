@@ -168,6 +168,36 @@ committed(const TpcItem *item, const char *gid)
 }
 
 /*
+ * acknowledged_later: whether a branch that is committed here, and has called
+ * other nodes itself, is still to be acknowledged together with them.  Raises
+ * as tpc_gid_lookup does.
+ */
+static bool
+acknowledged_later(const TpcItem *item, const TpcBranchRow *row)
+{
+	TpcGid		entry;
+	TpcTxn	   *txn;
+	bool		later;
+
+	if (row->state != TPC_BRANCH_COMMITTED ||
+		hash_get_num_entries(tpc_gids) == 0 ||
+		!tpc_gid_lookup(row->gid, &entry) || !entry.has_txn ||
+		!entry.has_branch ||
+		memcmp(&entry.branch, &item->id, sizeof(entry.branch)) != 0)
+		return false;
+
+	/* still PREPARED: who has committed it is about to leave the ack there */
+	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
+	txn = tpc_txn_find(node->dbid, &entry.txn);
+	later = txn != NULL &&
+		(txn->state == TPC_TXN_PREPARED ||
+		 (txn->state == TPC_TXN_COMMITTED && !txn->done &&
+		  DsaPointerIsValid(txn->parent_ack)));
+	LWLockRelease(&tpc_shared->txns);
+	return later;
+}
+
+/*
  * cancel_job: stop a prepare that is queued or running; false if there is
  * none.  One that is past its last interrupt check prepares all the same; it
  * then votes, and is answered.
@@ -366,6 +396,7 @@ decide(const TpcItem *item)
 	bool		commit = item->type == TPC_MSG_COMMIT;
 	bool		forced_commit = false;
 	bool		forced;
+	bool		later;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
 	TPC_FAILPOINT("P5.before");
@@ -442,8 +473,14 @@ decide(const TpcItem *item)
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
 			if (forced && facts.sender_matches)
 				(void) tpc_heuristic_answered(&item->id);
+			later = acknowledged_later(item, &row);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
+			if (later)
+			{
+				acknowledge_delivery(item);
+				break;
+			}
 			send_ack(item, TPC_ACK_COMMITTED, forced && forced_commit, NULL);
 			break;
 
