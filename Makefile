@@ -6,6 +6,7 @@
 #                          missing, build into a temporary directory and run
 #   make deps              the Debian packages that need to be there
 #   make indent            format the sources as PostgreSQL's are
+#   make model             check the model of the protocol (doc/model)
 #
 #   FAILPOINTS=1           build in the places where tests make it fail
 #   WERROR=                let warnings be warnings
@@ -84,6 +85,10 @@ deps:
 indent:
 	@scripts/indent
 
+# Minutes; needs spin.  TRAILS=1 shows how mutations are refuted.
+model:
+	@scripts/model
+
 force-look:
 
-.PHONY: all install installcheck clean demo test deps indent force-look
+.PHONY: all install installcheck clean demo test deps indent model force-look
