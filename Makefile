@@ -8,6 +8,7 @@
 #   make fuzz SECONDS=60   feed made-up messages to what reads them
 #   make valgrind          some of the tests with the servers under valgrind
 #   make indent            format the sources as PostgreSQL's are
+#   make model             check the model of the protocol (doc/model)
 #
 #   FAILPOINTS=1           build in the places where tests make it fail
 #   WERROR=                let warnings be warnings
@@ -97,6 +98,10 @@ deps:
 indent:
 	@scripts/indent
 
+# Minutes; needs spin.  TRAILS=1 shows how mutations are refuted.
+model:
+	@scripts/model
+
 force-look:
 
-.PHONY: all install installcheck clean demo test fuzz valgrind deps indent force-look
+.PHONY: all install installcheck clean demo test fuzz valgrind deps indent model force-look

@@ -763,6 +763,13 @@ load_prepared(void)
 			revive(&entry->txn);
 	}
 	tpc_worker_end();
+
+	/*
+	 * One that was finished after we saw it prepared may have an entry that
+	 * says otherwise now.  Look (look_after_entries) before anything is
+	 * forgotten: without its row it would pass for rolled back.
+	 */
+	looked_at = 0;
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	node->gids_known = true;
 	LWLockRelease(&tpc_shared->control);

@@ -582,15 +582,18 @@ note_unknown(const TpcItem *item)
 }
 
 /*
- * Whether the decision's record names who asks.  If it has been forgotten
- * since we saw it, who asks cannot be one it named: those have acknowledged.
+ * Whether the decision's record names who asks.  It may have been forgotten
+ * since we saw it: then all that it named have acknowledged, so that who still
+ * has a branch is not one of them; but who asks need not have one any more,
+ * its question may be late.
  */
 static bool
-takes_part(const TpcItem *item)
+takes_part(const TpcItem *item, bool *forgotten)
 {
 	TpcDecisionRow row;
 
-	if (!tpc_decision_lookup(&item->id.gtid, &row))
+	*forgotten = !tpc_decision_lookup(&item->id.gtid, &row);
+	if (*forgotten)
 		return false;
 	for (int i = 0; i < row.nparticipants; i++)
 	{
@@ -622,7 +625,8 @@ answer(const TpcItem *item)
 			 * One that is not in the record voted read-only, and was done;
 			 * what it has now comes from a repeated prepare.
 			 */
-			msg.type = takes_part(item) ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK;
+			msg.type = takes_part(item, &msg.forgotten) ?
+				TPC_MSG_COMMIT : TPC_MSG_ROLLBACK;
 			tpc_resolve_send(node, &msg, item->peer, true, NULL);
 			break;
 		case TPC_OUTCOME_ABORTED:
