@@ -257,7 +257,10 @@ report_missing_workers(void)
 	}
 }
 
-/* Free what a node's transactions and queues hold, when its workers are gone. */
+/*
+ * Free what a node's transactions and queues hold, when its workers are gone.
+ * False if sessions still use some of it.  The caller holds control.
+ */
 static bool
 clear_node(TpcNode *node)
 {
@@ -286,6 +289,9 @@ clear_node(TpcNode *node)
 	}
 	LWLockRelease(&tpc_shared->txns);
 
+	/* First: as long as this is said, what is not in the table is not ours. */
+	Assert(LWLockHeldByMeInMode(&tpc_shared->control, LW_EXCLUSIVE));
+	node->gids_known = false;
 	tpc_gid_clear(node->dbid);
 
 	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
@@ -343,7 +349,6 @@ wind_down(TpcNode *node)
 	node->name[0] = '\0';
 	node->broker[0] = '\0';
 	node->blocked = false;
-	node->gids_known = false;
 	node->connected_since = 0;
 	node->no_slots = false;
 	node->no_slots_logged = false;

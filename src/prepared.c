@@ -256,6 +256,24 @@ detached_may_finish(const TpcGid *entry, bool commit)
 	return !commit || entry->votes_known;
 }
 
+/* What is finished in a database that is detached, others do not hear of. */
+static void
+warn_detached(const TpcGid *entry, bool commit)
+{
+	if (entry->state != TPC_GID_PREPARED)
+		return;
+	if (entry->has_branch)
+		ereport(WARNING,
+				(errmsg("prepared transaction \"%s\" is finished without node \"%s\", which decides over it",
+						entry->key.gid, entry->branch.coordinator),
+				 errdetail("This database is not attached. If that node decides otherwise, the databases end differently.")));
+	else if (commit && tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED)
+		ereport(WARNING,
+				(errmsg("this database is not attached, so the nodes that prepared transaction \"%s\" has called are told later",
+						entry->key.gid),
+				 errdetail("They apply it once the database is attached again.")));
+}
+
 /* A branch that runs handlers is not for a session to finish. */
 static void
 refuse_if_branch(const char *gid, bool commit)
@@ -319,12 +337,7 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 	{
 		if (detached_may_finish(&entry, commit))
 		{
-			if (commit && entry.state == TPC_GID_PREPARED && entry.has_txn &&
-				tpc_commit_wait == TPC_COMMIT_WAIT_APPLIED)
-				ereport(WARNING,
-						(errmsg("this database is not attached, so the nodes that prepared transaction \"%s\" has called are told later",
-								gid),
-						 errdetail("They apply it once the database is attached again.")));
+			warn_detached(&entry, commit);
 			return TPC_FINISH_PASS;
 		}
 		ereport(ERROR,

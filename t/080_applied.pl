@@ -71,6 +71,61 @@ $blog->attach;
 $reviews->poll('SELECT count(*) FROM public.reviews WHERE id = 3', 1);
 pass('it is there when it is attached again');
 
+# ... of which votes are missing.  A session that has called something keeps the
+# node from going altogether.
+
+my $session = $blog->session;
+$session->query_safe("BEGIN; SELECT tpc_amqp.call('reviews', 'look', '{}')");
+@pids = split /\n/,
+  $reviews->sql('SELECT unnest(prepare_pids) FROM tpc_amqp.node');
+TpcTest->freeze(@pids);
+$blog->sql(<<'EOS');
+BEGIN;
+SET LOCAL tpc_amqp.prepare_wait = off;
+INSERT INTO public.blogs VALUES (5);
+SELECT tpc_amqp.call('reviews', 'add_review', '{"id": 5}');
+PREPARE TRANSACTION 'votes';
+SELECT tpc_amqp.detach();
+EOS
+$blog->poll(q{SELECT count(*) FROM pg_catalog.pg_stat_activity
+	WHERE datname = current_database() AND backend_type LIKE 'tpc_amqp %'}, 0);
+# Each look of the launcher finds the node stopping.
+for (1 .. 5)
+{
+	like($blog->fails("COMMIT PREPARED 'votes'"),
+		qr/ERROR:  55000: prepared transaction "votes" is part of a global/,
+		'COMMIT PREPARED without all votes, while the node goes');
+}
+$session->query_safe('ROLLBACK');
+like($blog->fails("COMMIT PREPARED 'votes'"),
+	qr/ERROR:  55000: /, '... and when it is gone');
+$blog->sql("ROLLBACK PREPARED 'votes'");
+TpcTest->thaw(@pids);
+$blog->attach;
+ok(TpcPair::settled(30, $blog, $reviews), 'ROLLBACK PREPARED is possible');
+is(TpcPair::blog_has($blog, 5) . TpcPair::reviews_has($reviews, 5),
+	'00', '... and counts for both');
+$session->quit;
+
+# A branch that a superuser finishes himself in a database that is detached
+
+$session = $blog->session;
+$session->query_safe('BEGIN; INSERT INTO public.blogs VALUES (4)');
+my $gtid = $session->query_safe("SELECT tpc_amqp.enlist('reviews')");
+$reviews->sql("BEGIN; SELECT tpc_amqp.join('$gtid');
+	INSERT INTO public.reviews (id) VALUES (4); PREPARE TRANSACTION 'branch'");
+$reviews->sql('SELECT tpc_amqp.detach()');
+(undef, $err, $rc) = $reviews->try("COMMIT PREPARED 'branch'");
+is($rc, 0, 'COMMIT PREPARED of a branch by a superuser, in one');
+like($err,
+	qr/WARNING:  prepared transaction "branch" is finished without node "blog", which decides over it/,
+	'... says what that means');
+$session->query_safe('SET LOCAL tpc_amqp.apply_timeout = 0; COMMIT');
+$session->quit;
+$reviews->attach;
+$blog->poll('SELECT count(*) FROM tpc_amqp.decision', 0);
+pass('the coordinator hears of it when it is attached again');
+
 # ---------------------------------------------------------------------------
 
 TpcTest->no_prepared($blog->cluster, $reviews->cluster);

@@ -1086,7 +1086,8 @@ class Torture:
                     ours = re.match(r".*\] tpc_amqp (\w+ ?\w*?) "
                                     r".*?(ERROR|FATAL|WARNING):  (.*)", line)
                     if ours:
-                        text = re.sub(r"\d+", "N", ours[3])
+                        text = re.sub(r"\w+/[0-9a-f-]{36}", "G", ours[3])
+                        text = re.sub(r"\d+", "N", text)
                         text = re.sub(r'"[^"]*"', '"…"', text)
                         kinds[(ours[1], ours[2], text)] += 1
                         # What handlers raise, prepare workers log.
