@@ -208,7 +208,7 @@ def plot(directory, points, modes, clients):
     modes = [m for m in modes if m in COLORS]
     if not modes:
         return
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5))
     width = 0.8 / len(modes)
     for axis, attribute, title in (
             (axes[0], "tps", "transactions per second"),
@@ -240,7 +240,7 @@ def plot(directory, points, modes, clients):
                   frameon=False)
     figure.suptitle("one row on each of two databases: "
                     "medians, lowest and highest round", fontsize=12)
-    figure.tight_layout(rect=(0, 0.17, 1, 1))
+    figure.tight_layout(rect=(0, 0.24, 1, 1))
     figure.savefig(os.path.join(directory, "bench.svg"),
                    metadata={"Date": None})
 
