@@ -399,6 +399,13 @@ decide(const TpcItem *item)
 	bool		later;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
+	/*
+	 * Right after a start, nobody knows yet what branches have called: one
+	 * that has would be acknowledged without waiting for that.
+	 */
+	if (commit && !node->gids_known)
+		return false;
+
 	TPC_FAILPOINT("P5.before");
 	tpc_gtid_to_text(&item->id, gtid);
 	memset(&facts, 0, sizeof(facts));

@@ -262,6 +262,7 @@ class Torture:
         self.shared = collections.defaultdict(list)
         self.stopping = False
         self.slow = []
+        self.told = set()               # what clients found wrong
         self.last_transfers = {}
 
     # ----------------------------------------------------------------------
@@ -974,8 +975,9 @@ class Torture:
                      f" {one.get('result')} {one.get('sqlstate')}"
                      f" {one.get('error')}): wanted {legs}, found {rows}")
             for text in one["wrong"]:
-                self.violation("answers", f"{text}; {about}")
-            one["wrong"].clear()
+                if (transfer, text) not in self.told:
+                    self.told.add((transfer, text))
+                    self.violation("answers", f"{text}; {about}")
             if legs and rows not in ([], legs):
                 self.violation("atomic" if complete else "half", about)
                 continue
