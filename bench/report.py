@@ -269,6 +269,10 @@ def main():
                      f"{100 * min(others):.0f}–{100 * max(others):.0f} % "
                      f"(median {100 * statistics.median(others):.0f} %) of "
                      "the machine's CPU time meanwhile.\n")
+    rows = [r for r in runs if r["part"] == "slow"]
+    if rows:
+        text += ("\n## The same, where a flush takes 2 ms longer\n"
+                 + main_tables(rows)[0])
     counts = read(directory, "counts.tsv")
     if counts:
         text += "\n## Counts\n\n" + count_table(counts)
