@@ -409,8 +409,6 @@ is( $blog->sql("SELECT string_agg(id::text, ' ' ORDER BY id)
 	'both nodes have the same');
 is($blog->sql('SELECT string_agg(t::text, chr(10)) FROM tpc_amqp.transactions t
 	WHERE state NOT IN ($$committed$$, $$finished$$)'), '', 'no entry is left');
-unlike(slurp_file($_->cluster->logfile), qr/PANIC|signal 11|TRAP|signal 6/,
-	'no crash of ' . $_->name)
-  for $blog, $reviews;
+TpcTest->no_crash('no crash', $blog, $reviews);
 
 done_testing();

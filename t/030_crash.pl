@@ -182,15 +182,6 @@ $blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
 pass('all decisions are acknowledged and forgotten');
 is($blog->sql('SELECT count(*) FROM tpc_amqp.transactions'),
 	0, 'no transaction is left in memory');
-is($_->sql('SELECT string_agg(i::text, chr(10)) FROM tpc_amqp.incidents i'),
-	'', 'no incident on ' . $_->name)
-  for $blog, $reviews;
-is($reviews->sql('SELECT count(*) - count(DISTINCT id) FROM public.reviews'),
-	0, 'nothing was applied twice');
-is( $blog->sql(
-		"SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.blogs"),
-	$reviews->sql(
-		"SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.reviews"),
-	'both nodes have the same');
+TpcPair::in_agreement($blog, $reviews);
 
 done_testing();

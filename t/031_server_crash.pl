@@ -188,18 +188,7 @@ for my $mode ('fast', 'immediate')
 
 # ---------------------------------------------------------------------------
 
-is($_->sql('SELECT string_agg(i::text, chr(10)) FROM tpc_amqp.incidents i'),
-	'', 'no incident on ' . $_->name)
-  for $blog, $reviews;
-is($reviews->sql('SELECT count(*) - count(DISTINCT id) FROM public.reviews'),
-	0, 'nothing was applied twice');
-is( $blog->sql(
-		"SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.blogs"),
-	$reviews->sql(
-		"SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.reviews"),
-	'both nodes have the same');
-unlike(slurp_file($_->cluster->logfile), qr/PANIC|signal 11|TRAP|signal 6/,
-	'no other crash of ' . $_->name)
-  for $blog, $reviews;
+TpcPair::in_agreement($blog, $reviews);
+TpcTest->no_crash('no other crash', $blog, $reviews);
 
 done_testing();

@@ -133,12 +133,6 @@ sub fails_within
 	return $err;
 }
 
-sub counter
-{
-	my ($node, $name) = @_;
-	return $node->sql("SELECT $name FROM tpc_amqp.stat");
-}
-
 sub counts_up
 {
 	my ($node, $name, $was, $what) = @_;
@@ -219,7 +213,7 @@ sub stop_load
 
 sub more_commits
 {
-	my $commits = counter($blog, 'commits');
+	my $commits = $blog->counter('commits');
 	return $blog->poll("SELECT commits > $commits + 50 FROM tpc_amqp.stat");
 }
 
@@ -319,7 +313,7 @@ works_on('broker wiped');
 
 $_->sql("ALTER SERVER rabbit OPTIONS (ADD heartbeat '1')") for @nodes;
 # Options count from the next connection on.
-my @connects = map { counter($_, 'connects') } @nodes;
+my @connects = map { $_->counter('connects') } @nodes;
 $broker->close_connections;
 $nodes[$_]->poll("SELECT connects > $connects[$_] FROM tpc_amqp.stat")
   for 0, 1;
@@ -393,7 +387,7 @@ for my $case (
 	[ $blog, 'tpc_amqp.blog.vote' ])
 {
 	my ($node, $queue) = @$case;
-	my $before = counter($node, 'connects');
+	my $before = $node->counter('connects');
 
 	$amqp->delete_queue($queue);
 	$node->poll("SELECT connects > $before FROM tpc_amqp.stat");
@@ -447,7 +441,7 @@ for my $case (
 	[ 'ack', $blog, 'blog.vote', 'acks' ])
 {
 	my ($what, $node, $queue, $name) = @$case;
-	my $was = counter($node, $name);
+	my $was = $node->counter($name);
 
 	$amqp->publish($key{$queue}, $seen{$what});
 	counts_up($node, $name, $was, "the same $what again");
@@ -466,7 +460,7 @@ $run = $blog->start(
 	TpcPair::transaction($id, set => { prepare_timeout => '60s' }));
 prepared_count(1);
 my $again = $amqp->get('spy.reviews.prepare');
-my $was = counter($reviews, 'duplicates');
+my $was = $reviews->counter('duplicates');
 $amqp->publish($key{'reviews.prepare'}, $again) for 1 .. 3;
 $reviews->poll("SELECT duplicates >= $was + 3 FROM tpc_amqp.stat");
 prepared_count(1);
@@ -480,7 +474,7 @@ $_->cluster->append_conf('postgresql.conf', "tpc_amqp.forget_after = 0\n"),
   $_->cluster->reload
   for @nodes;
 $blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
-$was = counter($reviews, 'messages_received');
+$was = $reviews->counter('messages_received');
 $amqp->publish($key{'blog.vote'}, $seen{vote});
 counts_up($reviews, 'messages_received', $was,
 	'a vote again, of a forgotten transaction');
@@ -498,11 +492,11 @@ TpcTest::poll_until(
 			WHERE gtid = '$uuid'") == 0;
 	},
 	'a row of branch to go');
-$was = counter($reviews, 'branches_refused');
+$was = $reviews->counter('branches_refused');
 $amqp->publish($key{'reviews.prepare'}, $seen{prepare});
 counts_up($reviews, 'branches_refused', $was,
 	'a prepare of a closed transaction');
-$was = counter($blog, 'acks');
+$was = $blog->counter('acks');
 $amqp->publish($key{'reviews.decision'}, $seen{commit});
 counts_up($blog, 'acks', $was, 'a commit of a closed transaction');
 works_on('messages of a closed transaction');
@@ -531,12 +525,12 @@ for my $case (
 	[ 'blog.vote', $blog, { %{ $seen{ack} }, body => '[]' }, 'an array' ])
 {
 	my ($queue, $node, $message, $name) = @$case;
-	my $before = counter($node, 'bad_messages');
-	my $connected = counter($node, 'connects');
+	my $before = $node->counter('bad_messages');
+	my $connected = $node->counter('connects');
 
 	$amqp->publish($key{$queue}, $message);
 	counts_up($node, 'bad_messages', $before, "$name in $queue");
-	is(counter($node, 'connects'), $connected, '... the connection stays');
+	is($node->counter('connects'), $connected, '... the connection stays');
 	$blog->sql(TpcPair::transaction($id = $next_id++));
 	outcome_is($id, '11', '... and the next transaction commits');
 }
@@ -553,7 +547,7 @@ TpcTest::poll_until(
 		return $last && $last->{body} =~ /look/;
 	},
 	'the last prepare');
-my @before = map { counter($reviews, $_) } qw(bad_messages branches_refused);
+my @before = map { $reviews->counter($_) } qw(bad_messages branches_refused);
 $amqp->publish($key{'reviews.prepare'}, { %$last, body => '{"calls": 1}' });
 counts_up($reviews, 'bad_messages', $before[0], 'a malformed prepare');
 counts_up($reviews, 'branches_refused', $before[1], 'a malformed prepare');

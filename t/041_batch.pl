@@ -33,12 +33,6 @@ my $amqp = TpcAmqp->new($broker);
 $amqp->spy("spy.$_", "tpc_amqp.$_")
   for qw(reviews.prepare reviews.decision blog.vote);
 
-sub counter
-{
-	my ($node, $name) = @_;
-	return $node->sql("SELECT $name FROM tpc_amqp.stat");
-}
-
 # together TRANSACTION…: start them so that the coordinator's messenger finds
 # the prepares of all at once.
 sub together
@@ -111,8 +105,8 @@ sub queued_prepares_are
 # ---------------------------------------------------------------------------
 # They form, and every message of them counts as one
 
-my $sent = counter($blog, 'messages_sent');
-my $received = counter($reviews, 'prepares');
+my $sent = $blog->counter('messages_sent');
+my $received = $reviews->counter('prepares');
 my @ids = map { $next_id++ } 1 .. $N;
 commit_all('transactions whose prepares come in one batch',
 	together(map { TpcPair::transaction($_) } @ids));
@@ -120,9 +114,9 @@ my ($batch, $n) = next_batch('reviews.prepare');
 is($n, $N, 'there was one');
 like($batch->{header}, qr/\x05batch/, '... of that type');
 unlike($batch->{header}, qr/blog\//, '... and of no transaction');
-is(counter($blog, 'messages_sent') - $sent,
+is($blog->counter('messages_sent') - $sent,
 	2 * $N, 'each of its messages counts as sent');
-is(counter($reviews, 'prepares') - $received, $N, '... and as received');
+is($reviews->counter('prepares') - $received, $N, '... and as received');
 $blog->poll('SELECT publishes BETWEEN 1 AND messages_sent - 2
 	FROM tpc_amqp.stat');
 queued_prepares_are(0, 'it is acknowledged');
@@ -138,7 +132,7 @@ for my $run (@runs)
 	like($err, qr/42704: node "nowhere" is not known to the broker/,
 		'a prepare of a batch that is returned');
 }
-is(counter($blog, 'prepares_returned'), $N, 'each counts as returned');
+is($blog->counter('prepares_returned'), $N, 'each counts as returned');
 
 # ---------------------------------------------------------------------------
 # It is acknowledged when the last of it is done
@@ -167,7 +161,7 @@ $lock->query_safe('SELECT pg_advisory_lock(7)');
   together(TpcPair::transaction($ids[0], handler => 'held'),
 	map { TpcPair::transaction($_) } @ids[ 1 .. $#ids ]);
 commit_all('the others of a batch again', @others);
-my $duplicates = counter($reviews, 'duplicates');
+my $duplicates = $reviews->counter('duplicates');
 $broker->close_connections;
 $reviews->poll(
 	"SELECT duplicates >= $duplicates + $N FROM tpc_amqp.stat");
@@ -206,14 +200,14 @@ for my $case (
 {
 	my ($body, $bad, $good, $name) = @$case;
 	my @before =
-	  map { counter($reviews, $_) } qw(bad_messages duplicates connects);
+	  map { $reviews->counter($_) } qw(bad_messages duplicates connects);
 
 	$amqp->publish('tpc_amqp.reviews.decision',
 		{ header => $header, body => $body });
 	$reviews->poll("SELECT bad_messages >= $before[0] + $bad AND
 		duplicates >= $before[1] + $good FROM tpc_amqp.stat");
 	is_deeply(
-		[ map { counter($reviews, $_) } qw(bad_messages duplicates connects) ],
+		[ map { $reviews->counter($_) } qw(bad_messages duplicates connects) ],
 		[ $before[0] + $bad, $before[1] + $good, $before[2] ],
 		"$name: what was bad is dropped, the rest is not");
 }

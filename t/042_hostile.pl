@@ -56,12 +56,6 @@ my %as = map {
 } qw(blog reviews);
 $spy->spy("spy.$_", "tpc_amqp.$_") for keys %node_of;
 
-sub counter
-{
-	my ($node, $name) = @_;
-	return $node->sql("SELECT $name FROM tpc_amqp.stat");
-}
-
 sub counts
 {
 	my ($node, $name, $expected, $what) = @_;
@@ -70,7 +64,7 @@ sub counts
 
 	eval { $node->poll("SELECT $name >= $expected FROM tpc_amqp.stat") }
 	  or diag $@;
-	return is(counter($node, $name), $expected, $what);
+	return is($node->counter($name), $expected, $what);
 }
 
 sub workers
@@ -83,7 +77,7 @@ sub workers
 
 sub connects
 {
-	return join ' ', map { counter($_, 'connects') } @nodes;
+	return join ' ', map { $_->counter('connects') } @nodes;
 }
 
 sub incidents
@@ -111,7 +105,7 @@ sub are_bad
 	my ($queue, $name, @messages) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $node = $node_of{$queue};
-	my $was = counter($node, 'bad_messages');
+	my $was = $node->counter('bad_messages');
 
 	$mallory->publish("tpc_amqp.$queue", @messages);
 	return counts($node, 'bad_messages', $was + @messages, $name);
@@ -122,7 +116,7 @@ sub taken
 {
 	my ($who, $queue, @messages) = @_;
 	my $node = $node_of{$queue};
-	my $was = counter($node, 'messages_received');
+	my $was = $node->counter('messages_received');
 
 	$who->publish("tpc_amqp.$queue", @messages);
 	return $node->poll("SELECT messages_received >= $was + "
@@ -374,7 +368,7 @@ are_bad(
 	of_type('request', body => '{"wish": true}'));
 
 # Of a new transaction, the process that would run it finds it out.
-my $refusals = counter($reviews, 'branches_refused');
+my $refusals = $reviews->counter('branches_refused');
 are_bad('reviews.prepare', 'bodies of a prepare',
 	map { of_type('prepare', gtid => made_up_gtid($_), body => $bodies[$_]) }
 	  0 .. $#bodies);
@@ -382,7 +376,7 @@ counts($reviews, 'branches_refused', $refusals + @bodies, '... and refused');
 works_on('bodies that are none');
 
 # What is good in a batch does not suffer from what is bad.
-my $duplicates = counter($reviews, 'duplicates');
+my $duplicates = $reviews->counter('duplicates');
 are_bad(
 	'reviews.decision',
 	'a batch of good and bad',
@@ -410,14 +404,14 @@ sub replay
 {
 	my ($point) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my @bad = map { counter($_, 'bad_messages') } @nodes;
+	my @bad = map { $_->counter('bad_messages') } @nodes;
 
 	for my $what (sort keys %seen)
 	{
 		taken($as{ $what =~ /vote|ack/ ? 'reviews' : 'blog' },
 			$queue_of{$what}, ($seen{$what}) x 2);
 	}
-	return is_deeply([ map { counter($_, 'bad_messages') } @nodes ],
+	return is_deeply([ map { $_->counter('bad_messages') } @nodes ],
 		\@bad, "repeated $point: nothing is wrong with that");
 }
 
@@ -456,7 +450,7 @@ TpcTest::poll_until(
 			WHERE gtid = '$uuid'") == 0;
 	},
 	'a row of branch to go');
-$refusals = counter($reviews, 'branches_refused');
+$refusals = $reviews->counter('branches_refused');
 replay('after the participant has forgotten it');
 # the second one may have found the first still waiting
 $reviews->poll("SELECT branches_refused > $refusals FROM tpc_amqp.stat");
@@ -653,7 +647,7 @@ for my $node (@nodes)
 
 for my $node (@nodes)
 {
-	my $before = counter($node, 'connects');
+	my $before = $node->counter('connects');
 
 	$node->sql("ALTER SERVER rabbit OPTIONS (ADD peer_user 'hostile_%n')");
 	$node->sql("DELETE FROM tpc_amqp.floor

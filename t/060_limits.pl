@@ -63,12 +63,6 @@ sub works_on
 	return outcome_is($id, '11', "$name: ... on both nodes");
 }
 
-sub counter
-{
-	my ($node, $name) = @_;
-	return $node->sql("SELECT $name FROM tpc_amqp.stat");
-}
-
 sub workers
 {
 	my ($node) = @_;
@@ -238,9 +232,9 @@ like($err, qr/HINT:  Increase "tpc_amqp.max_payload" on both nodes/,
 $blog->sql(big($id = $next_id++, 1024 * $KB));
 outcome_is($id, '11', 'a byte less is not');
 
-my $connects = counter($reviews, 'connects');
+my $connects = $reviews->counter('connects');
 reload($blog, 'max_payload', '8192kB');
-my $bad = counter($reviews, 'bad_messages');
+my $bad = $reviews->counter('bad_messages');
 $seconds = took(
 	sub {
 		$err = $blog->fails(
@@ -250,7 +244,7 @@ $seconds = took(
 like($err, qr/ERROR:  40000: no vote from node "reviews" within 2000 ms/,
 	'a message that is too large for the participant');
 cmp_ok($seconds, '<', 3, '... fails in time');
-is(counter($reviews, 'bad_messages'), $bad + 1, '... and is counted');
+is($reviews->counter('bad_messages'), $bad + 1, '... and is counted');
 outcome_is($id, '00', '... is rolled back');
 works_on('too large for the participant');
 
@@ -261,7 +255,7 @@ my $rc;
 	  . big($id = $next_id++, 5000 * $KB));
 is($err, '', 'some megabytes, once the participant allows it');
 outcome_is($id, '11', '... arrive');
-is(counter($reviews, 'connects'),
+is($reviews->counter('connects'),
 	$connects, '... over the same connection all the time');
 
 # ---------------------------------------------------------------------------
@@ -298,7 +292,7 @@ sub memory
 sub commit_until
 {
 	my ($count) = @_;
-	my $left = $count - counter($blog, 'commits');
+	my $left = $count - $blog->counter('commits');
 
 	return if $left <= 0;
 	my $pgbench = pgbench(10, '-t', int($left / 10) + 1);
@@ -438,7 +432,7 @@ my $big_held = big(0, 4000 * $KB) =~ s/'big'/'held'/r;
 		  . $big_held =~ s/VALUES \(0\)/VALUES ($call_id)/r
 		  =~ s/'id', 0/'id', $call_id/r)
 } 1 .. 6;
-$connects = counter($reviews, 'connects');
+$connects = $reviews->counter('connects');
 $reviews->poll("SELECT branches_refused > 0 FROM tpc_amqp.stat");
 $holder->quit;
 @errors = map { ($_->finish)[1] } @runs;
@@ -446,7 +440,7 @@ ok((grep { /ERROR:  53200: / } @errors),
 	'max_memory is exhausted at the participant')
   or diag @errors;
 ok((grep { $_ eq '' } @errors), '... others commit');
-is(counter($reviews, 'connects'), $connects, '... the connection stays');
+is($reviews->counter('connects'), $connects, '... the connection stays');
 works_on('max_memory at the participant');
 ok(TpcPair::settled(20, $blog, $reviews), 'nothing stays prepared') or diag $@;
 same_rows('max_memory at the participant');

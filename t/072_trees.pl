@@ -511,8 +511,6 @@ for my $node (@nodes)
 	is($node->sql('SELECT i FROM tpc_amqp.incidents i'),
 		'', 'no incident on ' . $node->name);
 }
-unlike(slurp_file($_->logfile), qr/PANIC|signal 11|TRAP|signal 6/,
-	'no other crash of ' . $_->name)
-  for values %cluster;
+TpcTest->no_crash('no other crash', values %cluster);
 
 done_testing();

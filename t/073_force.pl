@@ -397,8 +397,6 @@ works_on('attached again, rolled back');
 is($_->sql('SELECT i FROM tpc_amqp.incidents i'),
 	'', 'no other incident on ' . $_->name)
   for @nodes;
-unlike(slurp_file($_->cluster->logfile), qr/PANIC|signal 11|TRAP|signal 6/,
-	'no crash of ' . $_->name)
-  for @nodes;
+TpcTest->no_crash('no crash', @nodes);
 
 done_testing();

@@ -111,6 +111,33 @@ sub reviews_has
 		"SELECT count(*) FROM public.reviews WHERE id = $id");
 }
 
+# in_agreement BLOG, REVIEWS: tests of what holds whenever all is finished.
+sub in_agreement
+{
+	my ($blog, $reviews) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	Test::More::is(
+		$_->sql(
+			'SELECT string_agg(i::text, chr(10)) FROM tpc_amqp.incidents i'),
+		'',
+		'no incident on ' . $_->name)
+	  for $blog, $reviews;
+	Test::More::is(
+		$reviews->sql(
+			'SELECT count(*) - count(DISTINCT id) FROM public.reviews'),
+		0,
+		'nothing was applied twice');
+	Test::More::is(
+		$blog->sql(
+			"SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.blogs"),
+		$reviews->sql(
+			"SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.reviews"
+		),
+		'both nodes have the same');
+	return;
+}
+
 # unfinished NODE: gids of the branches prepared in its cluster.
 sub unfinished
 {
@@ -140,18 +167,19 @@ sub settled
 	};
 }
 
+my $CONNECTED = <<'EOS';
+SELECT state = 'connected' AND messenger_pid IS NOT NULL
+	AND cardinality(prepare_pids) =
+		current_setting('tpc_amqp.prepare_workers')::int
+	AND cardinality(resolve_pids) =
+		current_setting('tpc_amqp.resolve_workers')::int
+FROM tpc_amqp.node
+EOS
+
 # connected NODE…: until they are, with all their workers.
 sub connected
 {
-	for my $node (@_)
-	{
-		$node->poll("SELECT state = 'connected' AND messenger_pid IS NOT NULL
-			AND cardinality(prepare_pids) =
-				current_setting('tpc_amqp.prepare_workers')::int
-			AND cardinality(resolve_pids) =
-				current_setting('tpc_amqp.resolve_workers')::int
-			FROM tpc_amqp.node");
-	}
+	$_->poll($CONNECTED) for @_;
 	return;
 }
 
@@ -159,16 +187,7 @@ sub connected
 # stay.  in_doubt() returns what is still prepared after a while, or "".
 sub ready
 {
-	for my $node (@_)
-	{
-		$node->ask_for("SELECT state = 'connected'
-			AND messenger_pid IS NOT NULL
-			AND cardinality(prepare_pids) =
-				current_setting('tpc_amqp.prepare_workers')::int
-			AND cardinality(resolve_pids) =
-				current_setting('tpc_amqp.resolve_workers')::int
-			FROM tpc_amqp.node");
-	}
+	$_->ask_for($CONNECTED) for @_;
 	return;
 }
 

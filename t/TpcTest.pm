@@ -148,6 +148,25 @@ sub no_prepared
 	return;
 }
 
+# no_crash NAME, NODES or CLUSTERS…: a test of that name for each, that its
+# log tells of no crash but those a test makes (SIGKILL, immediate shutdown).
+sub no_crash
+{
+	my ($class, $name, @servers) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	for my $server (@servers)
+	{
+		my $cluster = $server->can('cluster') ? $server->cluster : $server;
+
+		Test::More::unlike(
+			slurp_file($cluster->logfile),
+			qr/PANIC|signal 11|TRAP|signal 6/,
+			"$name of " . $server->name);
+	}
+	return;
+}
+
 # log_size CLUSTER: where wait_for_log() shall begin.
 sub log_size
 {
@@ -351,6 +370,13 @@ sub observer
 	delete $self->{observer} if $self->{observer} && $self->{observer}->gone;
 	return $self->{observer} //= TpcTest::poll_until(
 		sub { eval { $self->client } }, "a session at $self->{name}");
+}
+
+# counter NAME: a column of view stat.
+sub counter
+{
+	my ($self, $name) = @_;
+	return $self->sql("SELECT $name FROM tpc_amqp.stat");
 }
 
 # ask QUERY: its output, as soon as there is one.  As sql(), but in a session
