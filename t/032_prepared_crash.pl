@@ -284,7 +284,7 @@ sub finish
 	my $branch = $reviews->ask("SELECT count(*) FROM tpc_amqp.branches
 		WHERE gtid = '$gtid' AND state = 'prepared'");
 
-	# A worker may be at it.
+	# A worker may be at it, or the crash reaches this session only now.
 	my ($ok, $err);
 	TpcTest::poll_until(
 		sub {
@@ -292,7 +292,8 @@ sub finish
 
 			$ok = $observer->run("$verb PREPARED 'g$row'");
 			$err = $observer->err;
-			return $err !~ /is busy|Try again in a moment/i;
+			return $err !~
+			  /is busy|Try again in a moment|because of crash of another/i;
 		},
 		"$verb PREPARED");
 	return $verb eq 'COMMIT' ? '^11$' : '^00$' if $ok;
