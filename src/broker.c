@@ -49,20 +49,7 @@
 #include <unistd.h>
 
 #include <openssl/err.h>
-#include <openssl/ssl.h>
 #include <openssl/x509v3.h>
-
-#if __has_include(<rabbitmq-c/amqp.h>)
-#include <rabbitmq-c/amqp.h>
-#include <rabbitmq-c/framing.h>
-#include <rabbitmq-c/ssl_socket.h>
-#include <rabbitmq-c/tcp_socket.h>
-#else
-#include <amqp.h>
-#include <amqp_framing.h>
-#include <amqp_ssl_socket.h>
-#include <amqp_tcp_socket.h>
-#endif
 
 #include "port/pg_bswap.h"
 #include "storage/latch.h"
@@ -70,125 +57,7 @@
 #include "utils/timeout.h"
 #include "utils/wait_event.h"
 
-#include "broker.h"
-
-#define CHANNEL 1
-
-/* A frame: type, channel, size of payload, payload, end. */
-#define FRAME_HEAD 7
-#define FRAME_TAIL 1
-#define FRAME_EXTRA (FRAME_HEAD + FRAME_TAIL)
-#define FRAME_MAX 131072		/* what we ask for; RabbitMQ's default */
-#define FRAME_MIN_MAX 4096		/* what the protocol guarantees */
-
-/* Content header: class, weight, size of body; then the properties. */
-#define CONTENT_HEAD 12
-
-/*
- * Headers longer than this are not looked at.  Ours are below 2 kB; decoding
- * recurses once per five bytes of nested tables, which in a full frame is
- * megabytes of stack.
- */
-#define HEADER_LIMIT 16384
-
-/* No method sent from here is longer, nor are our properties. */
-#define METHOD_MAX 1024
-#define PROPERTIES_MAX 3072
-#define SHORTSTR_MAX 255
-
-#define IN_SIZE (2 * FRAME_MAX)
-#define IN_LIMIT (64 * 1024 * 1024) /* a flush stops reading here */
-#define READ_MIN 16384
-#define OUT_SIZE (64 * 1024)
-#define OUT_FLUSH (256 * 1024)	/* publish flushes from here on */
-#define KEEP_SIZE (1024 * 1024) /* larger buffers are shrunk when empty */
-
-#define EVENT_BUDGET (4 * 1024 * 1024)	/* read without an event to show */
-
-#define CLOSE_TIMEOUT_MS 500
-#define SEND_TIMEOUT_S 5		/* at least; or the heartbeat */
-#define SEND_TIMEOUT_INTERRUPTED_MS 1000
-#define SEND_RATE 64			/* bytes per ms a broker must take at least */
-#define KEEPALIVE_S 60
-#define IDLE_WAIT_MS 60000
-#define RETRY_WAIT_MS 100
-
-/* A frame within the input buffer. */
-typedef struct Frame
-{
-	uint8		type;
-	uint16		channel;
-	const char *payload;
-	size_t		size;
-} Frame;
-
-/* A message that is coming in, frame by frame. */
-typedef struct Content
-{
-	enum
-	{
-		EXPECT_METHOD,
-		EXPECT_HEADER,
-		EXPECT_BODY
-	}			expect;
-	bool		returned;		/* basic.return, else basic.deliver */
-	bool		skip;			/* body is not stored */
-	TpcQueueKind queue;
-	uint64		delivery_tag;
-	bool		redelivered;
-	TpcSlice	routing_key;
-	TpcSlice	reply_text;
-	TpcWire		wire;			/* slices point to text */
-	uint64		remaining;		/* of the body, bytes to come */
-	StringInfoData body;
-	size_t		text_len;
-	char		text[12 * SHORTSTR_MAX];
-} Content;
-
-struct TpcBroker
-{
-	MemoryContext context;
-	amqp_connection_state_t conn;
-	int			fd;				/* the library's; -1 before it is known */
-	SSL		   *ssl;			/* the library's; NULL without TLS */
-	long		verify_result;	/* of the broker's certificate */
-	char		node[TPC_NODE_SIZE];
-	size_t		frame_max;
-	size_t		max_body;
-	int64		heartbeat_ms;	/* 0: none */
-
-	const char *phase;			/* for errors */
-	bool		opened;			/* tpc_broker_open() has succeeded */
-	bool		lost;			/* error is set; no further use */
-	bool		dead;			/* nor is the socket good for a goodbye */
-	TpcBrokerError error;
-	char		io_text[256];	/* why sock_recv() or sock_send() failed */
-
-	char	   *in;
-	size_t		in_size;
-	size_t		in_start;		/* first byte not yet dispatched */
-	size_t		in_end;
-	bool		drained;		/* nothing to dispatch, nothing to read */
-	bool		emptied;		/* the last read left nothing in the socket */
-	int			read_needs;		/* WL_SOCKET_*: TLS may have to write in */
-	int			write_needs;	/* order to read, and the reverse */
-
-	char	   *out;
-	size_t		out_size;
-	size_t		out_start;		/* first byte not yet sent */
-	size_t		out_end;
-
-	int64		last_recv;		/* ms */
-	int64		next_beat;		/* ms; when to send a heartbeat */
-
-	amqp_pool_t pool;			/* of what is being decoded */
-	Content		content;
-	bool		blocked_held;	/* a BLOCKED to report first */
-	char		blocked_text[SHORTSTR_MAX + 1];
-
-	uint64		published;
-	uint64		writes;
-};
+#include "broker_private.h"
 
 static const char *const queue_suffix[TPC_QUEUE_KINDS] = {
 	"prepare", "decision", "vote"
@@ -329,11 +198,9 @@ wait_socket(int fd, int events, int64 deadline)
  */
 
 /* Records why the connection is lost; the first reason stays. */
-static void lose(TpcBroker *b, int sqlstate, int reply_code,
-				 const char *fmt,...) pg_attribute_printf(4, 5);
-
-static void
-lose(TpcBroker *b, int sqlstate, int reply_code, const char *fmt,...)
+void
+tpc_broker_lose(TpcBroker *b, int sqlstate, int reply_code,
+				const char *fmt,...)
 {
 	TpcBrokerError *e = &b->error;
 	va_list		args;
@@ -369,16 +236,16 @@ connection_sqlstate(TpcBroker *b)
 		ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
 }
 
-static void
-lose_protocol(TpcBroker *b, const char *what)
+void
+tpc_broker_lose_protocol(TpcBroker *b, const char *what)
 {
 	b->dead = true;
-	lose(b, ERRCODE_PROTOCOL_VIOLATION, 0, "protocol violation: %s", what);
+	tpc_broker_lose(b, ERRCODE_PROTOCOL_VIOLATION, 0, "protocol violation: %s", what);
 }
 
 /* Copies text from the broker, as something that can be logged anywhere. */
-static void
-copy_text(char *dst, size_t size, amqp_bytes_t src)
+void
+tpc_broker_copy_text(char *dst, size_t size, amqp_bytes_t src)
 {
 	size_t		n = Min(src.len, size - 1);
 
@@ -391,44 +258,42 @@ copy_text(char *dst, size_t size, amqp_bytes_t src)
 	dst[n] = '\0';
 }
 
+/* The SQLSTATE for a reason the broker gave. */
+int
+tpc_broker_reply_sqlstate(TpcBroker *b, int code, const char *text)
+{
+	switch (code)
+	{
+		case 403:				/* ACCESS_REFUSED */
+			if (strstr(text, "exclusive") != NULL)
+				return ERRCODE_OBJECT_IN_USE;
+			if (b->frame_max == 0)	/* not logged in yet */
+				return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+			return ERRCODE_INSUFFICIENT_PRIVILEGE;
+		case 404:				/* NOT_FOUND */
+			return ERRCODE_UNDEFINED_OBJECT;
+		case 405:				/* RESOURCE_LOCKED */
+			return ERRCODE_OBJECT_IN_USE;
+		case 406:				/* PRECONDITION_FAILED */
+			return ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+		case 530:				/* NOT_ALLOWED: virtual host, limits */
+			return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+		case 320:				/* CONNECTION_FORCED */
+			return connection_sqlstate(b);
+		default:
+			return ERRCODE_SYSTEM_ERROR;
+	}
+}
+
 /* Loses the connection for a reason the broker gave. */
 static void
 lose_reply(TpcBroker *b, int code, amqp_bytes_t reply_text)
 {
 	char		text[sizeof(b->error.text)];
-	int			sqlstate;
 
-	copy_text(text, sizeof(text), reply_text);
-	switch (code)
-	{
-		case 403:				/* ACCESS_REFUSED */
-			if (strstr(text, "exclusive") != NULL)
-				sqlstate = ERRCODE_OBJECT_IN_USE;
-			else if (b->frame_max == 0) /* not logged in yet */
-				sqlstate = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
-			else
-				sqlstate = ERRCODE_INSUFFICIENT_PRIVILEGE;
-			break;
-		case 404:				/* NOT_FOUND */
-			sqlstate = ERRCODE_UNDEFINED_OBJECT;
-			break;
-		case 405:				/* RESOURCE_LOCKED */
-			sqlstate = ERRCODE_OBJECT_IN_USE;
-			break;
-		case 406:				/* PRECONDITION_FAILED */
-			sqlstate = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-			break;
-		case 530:				/* NOT_ALLOWED: virtual host, limits */
-			sqlstate = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
-			break;
-		case 320:				/* CONNECTION_FORCED */
-			sqlstate = connection_sqlstate(b);
-			break;
-		default:
-			sqlstate = ERRCODE_SYSTEM_ERROR;
-			break;
-	}
-	lose(b, sqlstate, code, "%s", text);
+	tpc_broker_copy_text(text, sizeof(text), reply_text);
+	tpc_broker_lose(b, tpc_broker_reply_sqlstate(b, code, text), code, "%s",
+					text);
 }
 
 /*-------------------------------------------------------------------------
@@ -467,8 +332,8 @@ peek_frame(TpcBroker *b, size_t *offset, Frame *f)
 }
 
 /* The method's id, 0 if the frame is none. */
-static uint32
-method_id(const Frame *f)
+uint32
+tpc_broker_method_id(const Frame *f)
 {
 	uint32		id;
 
@@ -482,8 +347,8 @@ method_id(const Frame *f)
  * Decodes a method.  The result lives in the pool, until the next call, and
  * points into the frame.  NULL, and the connection lost, if it is malformed.
  */
-static void *
-decode_method(TpcBroker *b, const Frame *f)
+void *
+tpc_broker_decode_method(TpcBroker *b, const Frame *f)
 {
 	amqp_bytes_t encoded;
 	void	   *decoded;
@@ -492,25 +357,29 @@ decode_method(TpcBroker *b, const Frame *f)
 	encoded.bytes = unconstify(char *, f->payload) + sizeof(uint32);
 	encoded.len = f->size - sizeof(uint32);
 	recycle_amqp_pool(&b->pool);
-	status = amqp_decode_method(method_id(f), &b->pool, encoded, &decoded);
+	status = amqp_decode_method(tpc_broker_method_id(f), &b->pool, encoded, &decoded);
 	if (status < 0)
 	{
-		lose_protocol(b, amqp_error_string2(status));
+		tpc_broker_lose_protocol(b, amqp_error_string2(status));
 		return NULL;
 	}
 	return decoded;
 }
 
-/* Is it connection.close or channel.close? Then loses the connection. */
+/*
+ * Is it connection.close, or channel.close of our own channel? Then loses the
+ * connection.
+ */
 static bool
 lose_if_close(TpcBroker *b, const Frame *f)
 {
-	uint32		id = method_id(f);
+	uint32		id = tpc_broker_method_id(f);
 	void	   *decoded;
 
-	if (id != AMQP_CONNECTION_CLOSE_METHOD && id != AMQP_CHANNEL_CLOSE_METHOD)
+	if (id != AMQP_CONNECTION_CLOSE_METHOD &&
+		(id != AMQP_CHANNEL_CLOSE_METHOD || f->channel != CHANNEL))
 		return false;
-	decoded = decode_method(b, f);
+	decoded = tpc_broker_decode_method(b, f);
 	if (decoded == NULL)
 		return true;
 	if (id == AMQP_CONNECTION_CLOSE_METHOD)
@@ -542,7 +411,7 @@ lose_socket(TpcBroker *b)
 		if (lose_if_close(b, &f))
 			return;
 	}
-	lose(b, connection_sqlstate(b), 0, "%s", b->io_text);
+	tpc_broker_lose(b, connection_sqlstate(b), 0, "%s", b->io_text);
 }
 
 /*-------------------------------------------------------------------------
@@ -700,8 +569,8 @@ read_input(TpcBroker *b)
 }
 
 /* Makes room for n bytes of output and returns where they go. */
-static char *
-out_reserve(TpcBroker *b, size_t n)
+char *
+tpc_broker_out_reserve(TpcBroker *b, size_t n)
 {
 	if (b->out_size - b->out_end < n && b->out_start > 0)
 	{
@@ -763,8 +632,9 @@ send_output(TpcBroker *b)
  */
 
 /* Fills in head and tail of the frame that begins at p. */
-static void
-finish_frame(TpcBroker *b, char *p, uint8 type, uint16 channel, size_t size)
+void
+tpc_broker_finish_frame(TpcBroker *b, char *p, uint8 type, uint16 channel,
+						size_t size)
 {
 	uint16		channel_be = pg_hton16(channel);
 	uint32		size_be = pg_hton32((uint32) size);
@@ -777,32 +647,40 @@ finish_frame(TpcBroker *b, char *p, uint8 type, uint16 channel, size_t size)
 }
 
 /* Appends a method.  False, and the connection lost, if it cannot be. */
-static bool
-put_method(TpcBroker *b, uint16 channel, uint32 id, void *decoded)
+bool
+tpc_broker_put_method(TpcBroker *b, uint16 channel, uint32 id, void *decoded)
 {
-	char	   *p = out_reserve(b, METHOD_MAX + FRAME_EXTRA);
+	return tpc_broker_put_long_method(b, channel, id, decoded, METHOD_MAX);
+}
+
+/* The same, for one that may take so many bytes. */
+bool
+tpc_broker_put_long_method(TpcBroker *b, uint16 channel, uint32 id,
+						   void *decoded, size_t room)
+{
+	char	   *p = tpc_broker_out_reserve(b, room + FRAME_EXTRA);
 	uint32		id_be = pg_hton32(id);
 	amqp_bytes_t encoded;
 	int			size;
 
 	memcpy(p + FRAME_HEAD, &id_be, sizeof(id_be));
 	encoded.bytes = p + FRAME_HEAD + sizeof(id_be);
-	encoded.len = METHOD_MAX - sizeof(id_be);
+	encoded.len = room - sizeof(id_be);
 	size = amqp_encode_method(id, decoded, encoded);
 	if (size < 0)
 	{
-		lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0, "could not encode: %s",
+		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0, "could not encode: %s",
 			 amqp_error_string2(size));
 		return false;
 	}
-	finish_frame(b, p, AMQP_FRAME_METHOD, channel, size + sizeof(id_be));
+	tpc_broker_finish_frame(b, p, AMQP_FRAME_METHOD, channel, size + sizeof(id_be));
 	return true;
 }
 
 static void
 put_heartbeat(TpcBroker *b)
 {
-	finish_frame(b, out_reserve(b, FRAME_EXTRA), AMQP_FRAME_HEARTBEAT, 0, 0);
+	tpc_broker_finish_frame(b, tpc_broker_out_reserve(b, FRAME_EXTRA), AMQP_FRAME_HEARTBEAT, 0, 0);
 }
 
 /* A slice as a property; false if there is none, or if it does not fit. */
@@ -825,7 +703,7 @@ property_of(const TpcSlice *slice, amqp_bytes_t *bytes, bool *too_long)
 static bool
 put_content_header(TpcBroker *b, const TpcWire *wire)
 {
-	char	   *p = out_reserve(b, FRAME_EXTRA + CONTENT_HEAD +
+	char	   *p = tpc_broker_out_reserve(b, FRAME_EXTRA + CONTENT_HEAD +
 								PROPERTIES_MAX);
 	amqp_basic_properties_t props;
 	amqp_table_entry_t headers[3];
@@ -879,7 +757,7 @@ put_content_header(TpcBroker *b, const TpcWire *wire)
 
 	if (too_long)
 	{
-		lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0,
+		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0,
 			 "a message property is longer than %d bytes", SHORTSTR_MAX);
 		return false;
 	}
@@ -892,11 +770,11 @@ put_content_header(TpcBroker *b, const TpcWire *wire)
 	size = amqp_encode_properties(AMQP_BASIC_CLASS, &props, encoded);
 	if (size < 0)
 	{
-		lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0, "could not encode: %s",
+		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0, "could not encode: %s",
 			 amqp_error_string2(size));
 		return false;
 	}
-	finish_frame(b, p, AMQP_FRAME_HEADER, CHANNEL, CONTENT_HEAD + size);
+	tpc_broker_finish_frame(b, p, AMQP_FRAME_HEADER, CHANNEL, CONTENT_HEAD + size);
 	return true;
 }
 
@@ -971,7 +849,7 @@ connect_host(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	rc = getaddrinfo(params->host, port, &hints, &list);
 	if (rc != 0)
 	{
-		lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
+		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
 			 "could not resolve host \"%s\": %s", params->host,
 			 gai_strerror(rc));
 		return -1;
@@ -994,7 +872,7 @@ connect_host(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	{
 		if (interrupted)
 			interrupt_hit = true;
-		lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
+		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
 			 "could not connect to host \"%s\", port %d: %s", params->host,
 			 params->port, strerror(rc != 0 ? rc : ETIMEDOUT));
 	}
@@ -1086,7 +964,7 @@ tls_configure(TpcBroker *b, amqp_socket_t *sock,
 	}
 	if (file != NULL)
 	{
-		lose(b, ERRCODE_CONFIG_FILE_ERROR, 0, "could not use file \"%s\": %s",
+		tpc_broker_lose(b, ERRCODE_CONFIG_FILE_ERROR, 0, "could not use file \"%s\": %s",
 			 file, tls_text());
 		return false;
 	}
@@ -1118,7 +996,7 @@ static void
 lose_library(TpcBroker *b, int status)
 {
 	b->dead = true;				/* the library may have closed the socket */
-	lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0, "%s",
+	tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0, "%s",
 		 library_text(status));
 }
 
@@ -1134,7 +1012,7 @@ tls_connect(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	b->phase = "tls";
 	if (sock == NULL)
 	{
-		lose(b, ERRCODE_OUT_OF_MEMORY, 0, "could not set up TLS");
+		tpc_broker_lose(b, ERRCODE_OUT_OF_MEMORY, 0, "could not set up TLS");
 		return false;
 	}
 	if (!tls_configure(b, sock, params))
@@ -1165,14 +1043,14 @@ tls_connect(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	if (interrupted)
 		interrupt_hit = true;	/* also when there was no socket to shut */
 	if (status == AMQP_STATUS_OK)
-		lose(b, ERRCODE_INTERNAL_ERROR, 0,
+		tpc_broker_lose(b, ERRCODE_INTERNAL_ERROR, 0,
 			 "librabbitmq is not built with OpenSSL");
 	else if (params->tls_verify && b->verify_result != X509_V_OK)
-		lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
+		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
 			 "certificate verification failed: %s",
 			 X509_verify_cert_error_string(b->verify_result));
 	else if (ERR_peek_last_error() != 0)
-		lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
+		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
 			 "%s: %s", amqp_error_string2(status), tls_text());
 	else if (status == AMQP_STATUS_SOCKET_ERROR ||
 			 status == AMQP_STATUS_HOSTNAME_RESOLUTION_FAILED)
@@ -1188,7 +1066,7 @@ tls_connect(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 			close(fd);
 		}
 	}
-	lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0, "%s",
+	tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0, "%s",
 		 status == AMQP_STATUS_SSL_CONNECTION_FAILED ?
 		 "TLS handshake failed: the connection was closed" :
 		 library_text(status));
@@ -1206,7 +1084,7 @@ open_socket(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	if (interrupted)
 	{
 		interrupt_hit = true;
-		lose(b, ERRCODE_ADMIN_SHUTDOWN, 0, "interrupted");
+		tpc_broker_lose(b, ERRCODE_ADMIN_SHUTDOWN, 0, "interrupted");
 		return false;
 	}
 	if (params->tls)
@@ -1220,7 +1098,7 @@ open_socket(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 
 		if (sock == NULL)
 		{
-			lose(b, ERRCODE_OUT_OF_MEMORY, 0, "out of memory");
+			tpc_broker_lose(b, ERRCODE_OUT_OF_MEMORY, 0, "out of memory");
 			return false;
 		}
 		b->fd = connect_host(b, params, deadline);
@@ -1232,7 +1110,7 @@ open_socket(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	{
 		/* the signal may have come while only the library knew the socket */
 		interrupt_hit = true;
-		lose(b, ERRCODE_ADMIN_SHUTDOWN, 0, "interrupted");
+		tpc_broker_lose(b, ERRCODE_ADMIN_SHUTDOWN, 0, "interrupted");
 		return false;
 	}
 	(void) fcntl(b->fd, F_SETFD, FD_CLOEXEC);
@@ -1311,7 +1189,7 @@ take_over(TpcBroker *b, int64 deadline)
 					frame.payload.method.decoded;
 
 					b->blocked_held = true;
-					copy_text(b->blocked_text, sizeof(b->blocked_text),
+					tpc_broker_copy_text(b->blocked_text, sizeof(b->blocked_text),
 							  m->reason);
 					break;
 				}
@@ -1360,7 +1238,8 @@ login(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	amqp_set_handshake_timeout(b->conn, &tv);
 	amqp_set_rpc_timeout(b->conn, &tv);
 	watchdog_start(left + 200);
-	reply = amqp_login_with_properties(b->conn, params->vhost, 1, FRAME_MAX,
+	reply = amqp_login_with_properties(b->conn, params->vhost,
+									   TPC_CHANNEL_MAX, FRAME_MAX,
 									   Max(params->heartbeat_s, 0), &table,
 									   AMQP_SASL_METHOD_PLAIN,
 									   params->user, params->password);
@@ -1378,7 +1257,7 @@ login(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 				lose_reply(b, m->reply_code, m->reply_text);
 				break;
 			}
-			lose_protocol(b, "unexpected reply to login");
+			tpc_broker_lose_protocol(b, "unexpected reply to login");
 			break;
 		default:
 			lose_library(b, reply.library_error);
@@ -1391,9 +1270,12 @@ login(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	b->frame_max = amqp_get_frame_max(b->conn);
 	if (b->frame_max < FRAME_MIN_MAX || b->frame_max > FRAME_MAX)
 	{
-		lose_protocol(b, "unusable frame size");
+		tpc_broker_lose_protocol(b, "unusable frame size");
 		return false;
 	}
+	b->nchannels = amqp_get_channel_max(b->conn);
+	if (b->nchannels <= 0 || b->nchannels > TPC_CHANNEL_MAX)
+		b->nchannels = TPC_CHANNEL_MAX;
 	b->heartbeat_ms = (int64) amqp_get_heartbeat(b->conn) * 1000;
 	b->last_recv = now_ms();
 	b->next_beat = b->last_recv + b->heartbeat_ms / 2;
@@ -1411,7 +1293,7 @@ static bool
 call_method(TpcBroker *b, uint32 id, void *decoded, uint32 answer,
 			size_t *scanned, int64 deadline)
 {
-	if (!put_method(b, CHANNEL, id, decoded))
+	if (!tpc_broker_put_method(b, CHANNEL, id, decoded))
 		return false;
 	for (;;)
 	{
@@ -1428,21 +1310,21 @@ call_method(TpcBroker *b, uint32 id, void *decoded, uint32 answer,
 
 		while ((rc = peek_frame(b, scanned, &f)) > 0)
 		{
-			if (method_id(&f) == answer && f.channel == CHANNEL)
+			if (tpc_broker_method_id(&f) == answer && f.channel == CHANNEL)
 				return true;
 			if (lose_if_close(b, &f))
 				return false;
 		}
 		if (rc < 0)
 		{
-			lose_protocol(b, "malformed frame");
+			tpc_broker_lose_protocol(b, "malformed frame");
 			return false;
 		}
 
 		if (now_ms() >= deadline)
 		{
 			b->dead = true;
-			lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
+			tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
 				 "timed out waiting for the broker");
 			return false;
 		}
@@ -1592,7 +1474,7 @@ tpc_broker_open(const TpcBrokerParams *params, TpcBrokerError *error)
 	init_amqp_pool(&b->pool, 4096);
 	b->conn = amqp_new_connection();
 	if (b->conn == NULL)
-		lose(b, ERRCODE_OUT_OF_MEMORY, 0, "out of memory");
+		tpc_broker_lose(b, ERRCODE_OUT_OF_MEMORY, 0, "out of memory");
 
 	b->opened = !b->lost &&
 		open_socket(b, params, deadline) &&
@@ -1631,7 +1513,7 @@ tpc_broker_close(TpcBroker *b)
 		memset(&m, 0, sizeof(m));
 		m.reply_code = AMQP_REPLY_SUCCESS;
 		m.reply_text = bytes_of("closed");
-		done = !put_method(b, 0, AMQP_CONNECTION_CLOSE_METHOD, &m);
+		done = !tpc_broker_put_method(b, 0, AMQP_CONNECTION_CLOSE_METHOD, &m);
 	}
 	while (!done && now_ms() < deadline)
 	{
@@ -1644,7 +1526,7 @@ tpc_broker_close(TpcBroker *b)
 			break;
 		while ((rc = peek_frame(b, &b->in_start, &f)) > 0)
 		{
-			uint32		id = method_id(&f);
+			uint32		id = tpc_broker_method_id(&f);
 
 			if (id == AMQP_CONNECTION_CLOSE_OK_METHOD ||
 				id == AMQP_CONNECTION_CLOSE_METHOD)
@@ -1821,16 +1703,16 @@ begin_content(TpcBroker *b, const Frame *f)
 
 	if (f->channel != CHANNEL || c->expect != EXPECT_METHOD)
 	{
-		lose_protocol(b, "unexpected method");
+		tpc_broker_lose_protocol(b, "unexpected method");
 		return;
 	}
-	decoded = decode_method(b, f);
+	decoded = tpc_broker_decode_method(b, f);
 	if (decoded == NULL)
 		return;
 	c->expect = EXPECT_HEADER;
 	c->text_len = 0;
 	memset(&c->wire, 0, sizeof(c->wire));
-	c->returned = method_id(f) == AMQP_BASIC_RETURN_METHOD;
+	c->returned = tpc_broker_method_id(f) == AMQP_BASIC_RETURN_METHOD;
 	if (c->returned)
 	{
 		amqp_basic_return_t *m = decoded;
@@ -1850,7 +1732,7 @@ begin_content(TpcBroker *b, const Frame *f)
 		}
 		if (kind == TPC_QUEUE_KINDS)
 		{
-			lose_protocol(b, "unknown consumer");
+			tpc_broker_lose_protocol(b, "unknown consumer");
 			return;
 		}
 		c->queue = kind;
@@ -1870,7 +1752,7 @@ continue_header(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 	if (f->channel != CHANNEL || c->expect != EXPECT_HEADER ||
 		f->size < CONTENT_HEAD)
 	{
-		lose_protocol(b, "unexpected content header");
+		tpc_broker_lose_protocol(b, "unexpected content header");
 		return false;
 	}
 	memcpy(&size, f->payload + 4, sizeof(size));
@@ -1903,7 +1785,7 @@ continue_body(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 	if (f->channel != CHANNEL || c->expect != EXPECT_BODY ||
 		f->size > c->remaining)
 	{
-		lose_protocol(b, "unexpected content body");
+		tpc_broker_lose_protocol(b, "unexpected content body");
 		return false;
 	}
 	if (!c->skip)
@@ -1931,6 +1813,8 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 {
 	void	   *decoded;
 
+	if (f->channel > CHANNEL)
+		return tpc_channel_dispatch(b, f, event);
 	if (f->type == AMQP_FRAME_HEADER)
 		return continue_header(b, f, event);
 	if (f->type == AMQP_FRAME_BODY)
@@ -1943,12 +1827,12 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 
 			/* politeness only, so without waiting */
 			memset(&m, 0, sizeof(m));
-			if (put_method(b, 0, AMQP_CONNECTION_CLOSE_OK_METHOD, &m))
+			if (tpc_broker_put_method(b, 0, AMQP_CONNECTION_CLOSE_OK_METHOD, &m))
 				(void) send_output(b);
 		}
 		return false;
 	}
-	switch (method_id(f))
+	switch (tpc_broker_method_id(f))
 	{
 		case AMQP_BASIC_DELIVER_METHOD:
 		case AMQP_BASIC_RETURN_METHOD:
@@ -1956,14 +1840,14 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 			return false;
 
 		case AMQP_BASIC_CANCEL_METHOD:
-			decoded = decode_method(b, f);
+			decoded = tpc_broker_decode_method(b, f);
 			if (decoded != NULL)
 			{
 				char		tag[16];
 
-				copy_text(tag, sizeof(tag),
+				tpc_broker_copy_text(tag, sizeof(tag),
 						  ((amqp_basic_cancel_t *) decoded)->consumer_tag);
-				lose(b, ERRCODE_CONNECTION_FAILURE, 0,
+				tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0,
 					 "the broker cancelled the consumer of queue"
 					 " \"tpc_amqp.%s.%s\", which may have been deleted",
 					 b->node, tag);
@@ -1971,10 +1855,10 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 			return false;
 
 		case AMQP_CONNECTION_BLOCKED_METHOD:
-			decoded = decode_method(b, f);
+			decoded = tpc_broker_decode_method(b, f);
 			if (decoded == NULL)
 				return false;
-			copy_text(b->blocked_text, sizeof(b->blocked_text),
+			tpc_broker_copy_text(b->blocked_text, sizeof(b->blocked_text),
 					  ((amqp_connection_blocked_t *) decoded)->reason);
 			return emit_blocked(b, event);
 
@@ -2003,7 +1887,7 @@ service_heartbeat(TpcBroker *b, bool nothing_read)
 	if (nothing_read && now - b->last_recv > 2 * b->heartbeat_ms)
 	{
 		b->dead = true;
-		lose(b, ERRCODE_CONNECTION_FAILURE, 0,
+		tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0,
 			 "nothing heard from the broker for %d seconds",
 			 (int) ((now - b->last_recv) / 1000));
 		return;
@@ -2042,7 +1926,7 @@ tpc_broker_next_event(TpcBroker *b, TpcBrokerEvent *event)
 		while (!b->lost && (rc = peek_frame(b, &b->in_start, &f)) != 0)
 		{
 			if (rc < 0)
-				lose_protocol(b, "malformed frame");
+				tpc_broker_lose_protocol(b, "malformed frame");
 			else if (dispatch(b, &f, event))
 				return true;
 		}
@@ -2156,7 +2040,7 @@ tpc_broker_flush(TpcBroker *b)
 		if (now_ms() >= Min(deadline, give_up))
 		{
 			b->dead = true;
-			lose(b, ERRCODE_CONNECTION_FAILURE, 0,
+			tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0,
 				 "the broker does not read: %zu bytes unsent after %d ms",
 				 left, (int) (now_ms() - start));
 			break;
@@ -2184,6 +2068,33 @@ tpc_broker_flush(TpcBroker *b)
 }
 
 /*
+ * Appends a body, in frames.  False if the connection is lost, which a flush
+ * may find out.
+ */
+bool
+tpc_broker_put_body(TpcBroker *b, uint16 channel, const char *body,
+					size_t len)
+{
+	size_t		chunk = b->frame_max - FRAME_EXTRA;
+	size_t		done = 0;
+
+	(void) tpc_broker_out_reserve(b, len + (len / chunk + 1) * FRAME_EXTRA);
+	while (done < len)
+	{
+		size_t		n = Min(chunk, len - done);
+		char	   *p = tpc_broker_out_reserve(b, n + FRAME_EXTRA);
+
+		memcpy(p + FRAME_HEAD, body + done, n);
+		tpc_broker_finish_frame(b, p, AMQP_FRAME_BODY, channel, n);
+		done += n;
+	}
+	b->published++;
+	if (b->out_end - b->out_start >= OUT_FLUSH)
+		return tpc_broker_flush(b);
+	return true;
+}
+
+/*
  * Buffers a message to the exchange; flush sends it.  Returns false if the
  * connection is lost.  The wire's memory is not needed afterwards.
  */
@@ -2191,8 +2102,6 @@ bool
 tpc_broker_publish(TpcBroker *b, const char *routing_key,
 				   const TpcWire *wire, bool mandatory)
 {
-	size_t		chunk;
-	size_t		done = 0;
 	amqp_basic_publish_t m;
 
 	if (b->lost)
@@ -2203,30 +2112,15 @@ tpc_broker_publish(TpcBroker *b, const char *routing_key,
 	m.mandatory = mandatory;
 	if (m.routing_key.len > SHORTSTR_MAX)
 	{
-		lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0,
+		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0,
 			 "a routing key is longer than %d bytes", SHORTSTR_MAX);
 		return false;
 	}
-	if (!put_method(b, CHANNEL, AMQP_BASIC_PUBLISH_METHOD, &m) ||
+	if (!tpc_broker_put_method(b, CHANNEL, AMQP_BASIC_PUBLISH_METHOD, &m) ||
 		!put_content_header(b, wire))
 		return false;
 
-	chunk = b->frame_max - FRAME_EXTRA;
-	(void) out_reserve(b, wire->body.len +
-					   (wire->body.len / chunk + 1) * FRAME_EXTRA);
-	while (done < wire->body.len)
-	{
-		size_t		n = Min(chunk, wire->body.len - done);
-		char	   *p = out_reserve(b, n + FRAME_EXTRA);
-
-		memcpy(p + FRAME_HEAD, wire->body.ptr + done, n);
-		finish_frame(b, p, AMQP_FRAME_BODY, CHANNEL, n);
-		done += n;
-	}
-	b->published++;
-	if (b->out_end - b->out_start >= OUT_FLUSH)
-		return tpc_broker_flush(b);
-	return true;
+	return tpc_broker_put_body(b, CHANNEL, wire->body.ptr, wire->body.len);
 }
 
 /*
@@ -2246,7 +2140,7 @@ tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag,
 		return true;
 	m.delivery_tag = delivery_tag;
 	m.multiple = multiple;
-	if (!put_method(b, CHANNEL, AMQP_BASIC_ACK_METHOD, &m))
+	if (!tpc_broker_put_method(b, CHANNEL, AMQP_BASIC_ACK_METHOD, &m))
 		return false;
 	if (b->out_end - b->out_start >= OUT_FLUSH)
 		return tpc_broker_flush(b);
@@ -2272,7 +2166,7 @@ tpc_broker_bind_again(TpcBroker *b)
 	exchange.type = bytes_of("direct");
 	exchange.durable = 1;
 	exchange.nowait = 1;
-	if (!put_method(b, CHANNEL, AMQP_EXCHANGE_DECLARE_METHOD, &exchange))
+	if (!tpc_broker_put_method(b, CHANNEL, AMQP_EXCHANGE_DECLARE_METHOD, &exchange))
 		return false;
 	for (int kind = 0; kind < TPC_QUEUE_KINDS; kind++)
 	{
@@ -2285,7 +2179,7 @@ tpc_broker_bind_again(TpcBroker *b)
 		bind.exchange = bytes_of(TPC_EXCHANGE);
 		bind.routing_key = bytes_of(name);
 		bind.nowait = 1;
-		if (!put_method(b, CHANNEL, AMQP_QUEUE_BIND_METHOD, &bind))
+		if (!tpc_broker_put_method(b, CHANNEL, AMQP_QUEUE_BIND_METHOD, &bind))
 			return false;
 	}
 	return true;

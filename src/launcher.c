@@ -233,6 +233,16 @@ keep_running(TpcNode *node, TimestampTz now)
 		else if (node->prepare[i].pid != 0)
 			kill(node->prepare[i].pid, SIGTERM);
 	}
+	if (pg_atomic_read_u32(&node->wants_relay) != 0)
+		ok = ok && want_worker(node, TPC_ROLE_RELAY, 0, now);
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+	{
+		if (i < tpc_consume_workers &&
+			pg_atomic_read_u32(&node->wants_consumers) != 0)
+			ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
+		else if (node->consume[i].pid != 0)
+			kill(node->consume[i].pid, SIGTERM);
+	}
 
 	node->no_slots = !ok;
 }
@@ -251,7 +261,10 @@ report_missing_workers(void)
 					 errmsg("out of background worker slots for node \"%s\"",
 							node->name),
 					 errdetail("It needs %d processes.",
-							   1 + tpc_prepare_workers + tpc_resolve_workers),
+							   1 + tpc_prepare_workers + tpc_resolve_workers +
+							   (pg_atomic_read_u32(&node->wants_relay) ? 1 : 0) +
+							   (pg_atomic_read_u32(&node->wants_consumers) ?
+								tpc_consume_workers : 0)),
 					 errhint("You might need to increase \"max_worker_processes\".")));
 		node->no_slots_logged = node->no_slots;
 	}

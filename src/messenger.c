@@ -39,6 +39,7 @@
 #include "compat.h"
 #include "decision.h"
 #include "failpoint.h"
+#include "messenger.h"
 #include "node.h"
 #include "option.h"
 #include "settings.h"
@@ -160,6 +161,11 @@ static volatile sig_atomic_t options_changed = false;
 static uint32 wait_event_main = 0;
 static uint32 wait_event_gather = 0;
 
+/* Users' own messages.  NULL ends them. */
+static const TpcMessengerPart *const parts[] = {
+	NULL
+};
+
 static void handle_sigterm(SIGNAL_ARGS);
 static void forget_deliveries(void);
 static bool read_options(void);
@@ -276,6 +282,8 @@ connection_lost(const TpcBrokerError *error)
 
 	tpc_broker_close(broker);
 	broker = NULL;
+	for (int i = 0; parts[i] != NULL; i++)
+		parts[i]->lost(node, &copy);
 	blocked = false;
 	counted_publishes = counted_writes = 0;
 	outgoing = NIL;
@@ -370,6 +378,8 @@ go_live(void)
 	set_link(TPC_LINK_UP);
 	requeue_transactions();
 	tpc_wake_lead(node);
+	for (int i = 0; parts[i] != NULL; i++)
+		parts[i]->connected(node, broker);
 	ereport(LOG,
 			(errmsg("node \"%s\" is connected to the broker at \"%s\"",
 					node->name, node->broker)));
@@ -1665,6 +1675,18 @@ receive(void)
 			case TPC_EVENT_CLOSED:
 				connection_lost(&event.error);
 				return false;
+			case TPC_EVENT_MESSAGE:
+			case TPC_EVENT_RETURNED:
+			case TPC_EVENT_CONFIRM:
+			case TPC_EVENT_ANSWER:
+			case TPC_EVENT_CANCELLED:
+			case TPC_EVENT_CHANNEL_CLOSED:
+				{
+					TpcChannelOwner *owner = event.owner;
+
+					owner->take(owner, node, broker, &event);
+					break;
+				}
 		}
 	}
 	return true;
@@ -1980,6 +2002,8 @@ tpc_messenger_main(Datum arg)
 		}
 		serve_transactions();
 		serve_outbox();
+		for (int i = 0; parts[i] != NULL; i++)
+			parts[i]->serve(node, broker, blocked);
 		wake_all();
 		if (broker != NULL)
 		{

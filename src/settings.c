@@ -25,6 +25,8 @@ int			tpc_prepared_timeout = 300000;
 int			tpc_lock_timeout = 5000;
 int			tpc_prepare_workers = 2;
 int			tpc_resolve_workers = 1;
+int			tpc_consume_workers = 2;
+int			tpc_broker_timeout = 10000;
 int			tpc_resolve_interval = 5000;
 int			tpc_forget_after = 10000;
 int			tpc_max_transactions = 1000;
@@ -88,6 +90,16 @@ tpc_settings_define(void)
 							NULL,
 							&tpc_resolve_workers, 1, 1, TPC_MAX_RESOLVE_WORKERS,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.consume_workers",
+							"Number of processes per node that run the handlers of subscriptions.",
+							"They are started once there is a subscription.",
+							&tpc_consume_workers, 2, 1, TPC_MAX_CONSUME_WORKERS,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.broker_timeout",
+							"Time a session waits for the broker's answer.",
+							"Of functions that act on the broker at once, such as declare_queue().",
+							&tpc_broker_timeout, 10000, 1, INT_MAX / 2,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.resolve_interval",
 							"Time between two looks at unfinished transactions.",
 							"Decisions not acknowledged are sent again, and branches in doubt inquire, at least this often.",

@@ -22,6 +22,8 @@ extern int	tpc_prepared_timeout;	/* ms; 0: never */
 extern int	tpc_lock_timeout;	/* ms, for handlers */
 extern int	tpc_prepare_workers;
 extern int	tpc_resolve_workers;
+extern int	tpc_consume_workers;
+extern int	tpc_broker_timeout; /* ms */
 extern int	tpc_resolve_interval;	/* ms */
 extern int	tpc_forget_after;	/* ms */
 extern int	tpc_max_transactions;

@@ -87,6 +87,13 @@ tpc_node_init_workers(TpcNode *node)
 		pg_atomic_init_u32(&node->prepare[i].idle, 0);
 	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
 		pg_atomic_init_u32(&node->resolve[i].idle, 0);
+	memset(&node->relay, 0, sizeof(node->relay));
+	pg_atomic_init_u32(&node->relay.idle, 0);
+	memset(node->consume, 0, sizeof(node->consume));
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+		pg_atomic_init_u32(&node->consume[i].idle, 0);
+	pg_atomic_init_u32(&node->wants_relay, 0);
+	pg_atomic_init_u32(&node->wants_consumers, 0);
 }
 
 static void
@@ -291,6 +298,15 @@ tpc_wake_lead(TpcNode *node)
 	wake(node->resolve[0].latch);
 }
 
+/* tpc_wake_relay: there is something to publish, or a change to follow. */
+void
+tpc_wake_relay(TpcNode *node)
+{
+	if (pg_atomic_exchange_u32(&node->wants_relay, 1) == 0)
+		tpc_wake_launcher();
+	wake(node->relay.latch);
+}
+
 /*
  * Wake one that waits for work.  If none does, all are busy, and look at the
  * queue again before they wait.
@@ -313,6 +329,13 @@ void
 tpc_wake_resolver(TpcNode *node)
 {
 	wake_one(node->resolve, TPC_MAX_RESOLVE_WORKERS);
+}
+
+/* tpc_wake_consumer: a message has arrived that a consume worker is to run. */
+void
+tpc_wake_consumer(TpcNode *node)
+{
+	wake_one(node->consume, tpc_consume_workers);
 }
 
 void

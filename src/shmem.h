@@ -27,6 +27,7 @@
 
 #define TPC_MAX_PREPARE_WORKERS 64
 #define TPC_MAX_RESOLVE_WORKERS 16
+#define TPC_MAX_CONSUME_WORKERS 32
 
 /* A GID and its terminating zero: GIDSIZE of the server. */
 #define TPC_GID_SIZE	200
@@ -35,8 +36,11 @@ typedef enum TpcRole
 {
 	TPC_ROLE_MESSENGER,
 	TPC_ROLE_PREPARE,
-	TPC_ROLE_RESOLVE
+	TPC_ROLE_RESOLVE,
+	TPC_ROLE_RELAY,
+	TPC_ROLE_CONSUME
 } TpcRole;
+#define TPC_ROLES 5
 
 /* One process of a node.  Written by that process, under control. */
 typedef struct TpcWorker
@@ -161,6 +165,8 @@ typedef struct TpcNode
 	TpcWorker	messenger;
 	TpcWorker	prepare[TPC_MAX_PREPARE_WORKERS];
 	TpcWorker	resolve[TPC_MAX_RESOLVE_WORKERS];
+	TpcWorker	relay;
+	TpcWorker	consume[TPC_MAX_CONSUME_WORKERS];
 	bool		no_slots;		/* launcher: the server is out of worker slots … */
 	bool		no_slots_logged;	/* … and it has said so */
 
@@ -194,6 +200,13 @@ typedef struct TpcNode
 
 	bool		gids_known;		/* control: the lead has found those that were
 								 * prepared before the server's start */
+
+	/*
+	 * Set to 1 once the node has something to publish, or subscriptions; no
+	 * lock.  The launcher then starts the relay, and the consume workers.
+	 */
+	pg_atomic_uint32 wants_relay;
+	pg_atomic_uint32 wants_consumers;
 
 	/* Raised by one by the messenger at each connect; resolvers watch it. */
 	pg_atomic_uint32 epoch;
@@ -405,6 +418,8 @@ extern void tpc_node_count(TpcNode *node, TpcCounter counter, uint64 n);
 extern void tpc_wake_launcher(void);
 extern void tpc_wake_messenger(TpcNode *node);
 extern void tpc_wake_lead(TpcNode *node);
+extern void tpc_wake_relay(TpcNode *node);
+extern void tpc_wake_consumer(TpcNode *node);
 extern void tpc_wake_resolver(TpcNode *node);
 extern void tpc_wake_prepare_worker(TpcNode *node);
 

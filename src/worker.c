@@ -30,12 +30,24 @@ static const char *const role_names[] = {
 	[TPC_ROLE_MESSENGER] = "messenger",
 	[TPC_ROLE_PREPARE] = "prepare worker",
 	[TPC_ROLE_RESOLVE] = "resolve worker",
+	[TPC_ROLE_RELAY] = "relay",
+	[TPC_ROLE_CONSUME] = "consume worker",
 };
 
 static const char *const role_functions[] = {
 	[TPC_ROLE_MESSENGER] = "tpc_messenger_main",
 	[TPC_ROLE_PREPARE] = "tpc_prepare_worker_main",
 	[TPC_ROLE_RESOLVE] = "tpc_resolve_worker_main",
+	[TPC_ROLE_RELAY] = "tpc_relay_main",
+	[TPC_ROLE_CONSUME] = "tpc_consume_worker_main",
+};
+
+static const int role_places[TPC_ROLES] = {
+	[TPC_ROLE_MESSENGER] = 1,
+	[TPC_ROLE_PREPARE] = TPC_MAX_PREPARE_WORKERS,
+	[TPC_ROLE_RESOLVE] = TPC_MAX_RESOLVE_WORKERS,
+	[TPC_ROLE_RELAY] = 1,
+	[TPC_ROLE_CONSUME] = TPC_MAX_CONSUME_WORKERS,
 };
 
 /* bgw_main_arg: node, role and number in one int. */
@@ -56,6 +68,10 @@ tpc_worker_slot(TpcNode *node, TpcRole role, int number)
 			return &node->prepare[number];
 		case TPC_ROLE_RESOLVE:
 			return &node->resolve[number];
+		case TPC_ROLE_RELAY:
+			return &node->relay;
+		case TPC_ROLE_CONSUME:
+			return &node->consume[number];
 	}
 	return NULL;
 }
@@ -114,7 +130,7 @@ tpc_worker_attach(Datum arg, int *number, TpcWorker **self)
 	pqsignal(SIGTERM, die);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	/* there are statements to cancel in a handler only */
-	if (role != TPC_ROLE_PREPARE)
+	if (role != TPC_ROLE_PREPARE && role != TPC_ROLE_CONSUME)
 		pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 
@@ -195,9 +211,9 @@ tpc_worker_start(TpcNode *node, TpcRole role, int number)
 	worker.bgw_main_arg = Int32GetDatum(ARG_MAKE(index, role, number));
 	strlcpy(worker.bgw_library_name, "tpc_amqp", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, role_functions[role], BGW_MAXLEN);
-	if (role == TPC_ROLE_MESSENGER)
-		snprintf(worker.bgw_name, BGW_MAXLEN, "tpc_amqp %s messenger",
-				 node->name);
+	if (role == TPC_ROLE_MESSENGER || role == TPC_ROLE_RELAY)
+		snprintf(worker.bgw_name, BGW_MAXLEN, "tpc_amqp %s %s",
+				 node->name, role_names[role]);
 	else
 		snprintf(worker.bgw_name, BGW_MAXLEN, "tpc_amqp %s %s %d",
 				 node->name, role_names[role], number + 1);
@@ -219,13 +235,9 @@ tpc_worker_stop_all(TpcNode *node)
 {
 	int			n = 0;
 
-	for (int role = TPC_ROLE_MESSENGER; role <= TPC_ROLE_RESOLVE; role++)
+	for (int role = 0; role < TPC_ROLES; role++)
 	{
-		int			count = role == TPC_ROLE_MESSENGER ? 1 :
-		role == TPC_ROLE_PREPARE ? TPC_MAX_PREPARE_WORKERS :
-		TPC_MAX_RESOLVE_WORKERS;
-
-		for (int i = 0; i < count; i++)
+		for (int i = 0; i < role_places[role]; i++)
 		{
 			TpcWorker  *slot = tpc_worker_slot(node, role, i);
 

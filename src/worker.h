@@ -28,6 +28,8 @@ extern PGDLLEXPORT void tpc_launcher_main(Datum arg);
 extern PGDLLEXPORT void tpc_messenger_main(Datum arg);
 extern PGDLLEXPORT void tpc_prepare_worker_main(Datum arg);
 extern PGDLLEXPORT void tpc_resolve_worker_main(Datum arg);
+extern PGDLLEXPORT void tpc_relay_main(Datum arg);
+extern PGDLLEXPORT void tpc_consume_worker_main(Datum arg);
 extern void tpc_launcher_register(void);
 
 #endif							/* TPC_WORKER_H */

@@ -28,6 +28,9 @@ static int	fuzz_clock(clockid_t id, struct timespec *ts);
 #define send fuzz_send
 #define clock_gettime fuzz_clock
 #include "broker.c"
+#define keep keep_of_channel
+#include "channel.c"
+#undef keep
 #undef recv
 #undef send
 #undef clock_gettime
@@ -236,6 +239,7 @@ connected(void)
 	b->phase = "connection";
 	b->opened = true;
 	b->frame_max = FRAME_MAX;
+	b->nchannels = 5;
 	b->heartbeat_ms = 60000;
 	tpc_broker_set_max_body(b, MAX_BODY);
 	b->read_needs = WL_SOCKET_READABLE;
@@ -251,6 +255,39 @@ connected(void)
 	b->last_recv = now_ms();
 	b->next_beat = b->last_recv + b->heartbeat_ms / 2;
 	return b;
+}
+
+/* What the owner of one of the other channels would do. */
+static void
+user_event(TpcBroker *b, const TpcBrokerEvent *event)
+{
+	if (event->owner != &input && event->owner != &piece)
+		abort();
+	if (event->body.ptr != NULL && event->body.len > MAX_BODY)
+		abort();
+	switch (event->kind)
+	{
+		case TPC_EVENT_MESSAGE:
+			(void) tpc_channel_settle(b, event->channel, event->delivery_tag,
+									  event->multiple, TPC_SETTLE_ACK);
+			break;
+		case TPC_EVENT_RETURNED:
+			if (event->body.ptr != NULL)
+				(void) tpc_channel_publish(b, event->channel,
+										   &event->exchange,
+										   &event->routing_key,
+										   &event->properties, &event->body,
+										   true);
+			break;
+		case TPC_EVENT_CANCELLED:
+			tpc_channel_close(b, event->channel);
+			break;
+		case TPC_EVENT_CHANNEL_CLOSED:
+			(void) tpc_channel_open(b, event->owner, true);
+			break;
+		default:
+			break;
+	}
 }
 
 int
@@ -269,6 +306,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	clock_ms = 1;
 
 	b = connected();
+	(void) tpc_channel_open(b, &input, true);
+	(void) tpc_channel_open(b, &piece, false);
 	for (;;)
 	{
 		/* it may have nothing now, but never for ever */
@@ -295,6 +334,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 									  true);
 			codec_check(&event.wire);
 		}
+		else if (event.kind >= TPC_EVENT_MESSAGE)
+			user_event(b, &event);
 		(void) tpc_broker_flush(b);
 	}
 	if (event.error.sqlstate == 0 || tpc_broker_error(b) == NULL ||

@@ -27,7 +27,8 @@ HEADERS = $(wildcard $(SRC)/*.h $(FUZZ)/*.h $(UNIT)/*.h)
 
 # The pure modules are also those of tools; broker.c never is, so what
 # includes it is compiled as the server's.
-$(BUILD_DIR)/broker_fuzz.o: $(FUZZ)/broker_fuzz.c $(SRC)/broker.c $(HEADERS) \
+$(BUILD_DIR)/broker_fuzz.o: $(FUZZ)/broker_fuzz.c $(SRC)/broker.c $(SRC)/channel.c \
+		$(HEADERS) \
 		| $(BUILD_DIR)
 	$(COMPILE) -Wno-unused-parameter
 
