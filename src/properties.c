@@ -150,14 +150,13 @@ take_string(Bytes *in, int size, Bytes *taken)
 	return take_int(in, size, &len) && take(in, len, taken);
 }
 
-/* Can it be a text in PostgreSQL, of any encoding? */
+/* Is it UTF-8?  A NUL is no text in PostgreSQL, and the check stops at one. */
 static bool
 is_text(Bytes str)
 {
 	int			len = (int) (str.end - str.p);
 
-	return memchr(str.p, '\0', len) == NULL &&
-		pg_encoding_verifymbstr(PG_UTF8, str.p, len) == len;
+	return pg_encoding_verifymbstr(PG_UTF8, str.p, len) == len;
 }
 
 static bool
