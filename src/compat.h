@@ -44,6 +44,30 @@ tpc_json_lexer_free(JsonLexContext *lex)
 #endif
 }
 
+/*
+ * Base64 (common/base64.h): bytes are uint8 from 18 on.
+ */
+#include "common/base64.h"
+
+#if PG_VERSION_NUM >= 180000
+typedef uint8 TpcBase64Byte;
+#else
+typedef char TpcBase64Byte;
+#endif
+
+/* Both return how much they wrote, or -1. */
+static inline int
+tpc_base64_encode(const char *bytes, int len, char *out, int size)
+{
+	return pg_b64_encode((const TpcBase64Byte *) bytes, len, out, size);
+}
+
+static inline int
+tpc_base64_decode(const char *text, int len, char *out, int size)
+{
+	return pg_b64_decode(text, len, (TpcBase64Byte *) out, size);
+}
+
 #ifndef FRONTEND
 
 /*

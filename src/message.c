@@ -25,6 +25,7 @@
 #include "mb/pg_wchar.h"
 
 #include "compat.h"
+#include "json.h"
 #include "message.h"
 
 /* A body longer than this could not be copied in one chunk. */
@@ -147,61 +148,10 @@ is_error_sqlstate(const char *sqlstate)
  * Encoding
  */
 
-/*
- * append_json_string: append at most maxlen bytes of a string, in quotes.
- *
- * The cut is between characters, and counted before escaping, as the reader
- * counts.
- */
 static void
 append_json_string(StringInfo out, const char *str, size_t maxlen)
 {
-	static const char hex[] = "0123456789abcdef";
-	const char *end = str + strlen(str);
-	const char *limit = str + Min(maxlen, (size_t) (end - str));
-
-	appendStringInfoChar(out, '"');
-	while (str < limit)
-	{
-		unsigned char c = (unsigned char) *str;
-		int			len = 1;
-
-		if (IS_HIGHBIT_SET(c))
-		{
-			len = pg_encoding_verifymbchar(PG_UTF8, str,
-										   (int) Min(end - str, 4));
-			if (len < 0)
-			{
-				len = 1;
-				appendStringInfoChar(out, '?');
-			}
-			else if (len > limit - str)
-				break;
-			else
-				appendBinaryStringInfo(out, str, len);
-		}
-		else if (c == '"' || c == '\\')
-		{
-			appendStringInfoChar(out, '\\');
-			appendStringInfoChar(out, c);
-		}
-		else if (c == '\n')
-			appendStringInfoString(out, "\\n");
-		else if (c == '\r')
-			appendStringInfoString(out, "\\r");
-		else if (c == '\t')
-			appendStringInfoString(out, "\\t");
-		else if (c < 0x20)
-		{
-			appendStringInfoString(out, "\\u00");
-			appendStringInfoChar(out, hex[c >> 4]);
-			appendStringInfoChar(out, hex[c & 0xF]);
-		}
-		else
-			appendStringInfoChar(out, c);
-		str += len;
-	}
-	appendStringInfoChar(out, '"');
+	tpc_json_append_string(out, str, strlen(str), maxlen);
 }
 
 /* append_text_field: ,"name":"text", or nothing if text is NULL. */
