@@ -91,6 +91,22 @@ incomplete(void)
 	return !complete;
 }
 
+/* tpc_gid_peek: what the table says of a GID in this database.  Never raises. */
+bool
+tpc_gid_peek(const char *gid, TpcGid *copy)
+{
+	TpcGid	   *entry;
+
+	if (hash_get_num_entries(tpc_gids) == 0)
+		return false;
+	LWLockAcquire(&tpc_shared->gids, LW_SHARED);
+	entry = find(gid);
+	if (entry != NULL)
+		*copy = *entry;
+	LWLockRelease(&tpc_shared->gids);
+	return entry != NULL;
+}
+
 /*
  * tpc_gid_lookup: what is known of a GID in this database.  Raises only where
  * it has to look into the tables.
@@ -98,17 +114,7 @@ incomplete(void)
 bool
 tpc_gid_lookup(const char *gid, TpcGid *copy)
 {
-	TpcGid	   *entry = NULL;
-
-	if (hash_get_num_entries(tpc_gids) > 0)
-	{
-		LWLockAcquire(&tpc_shared->gids, LW_SHARED);
-		entry = find(gid);
-		if (entry != NULL)
-			*copy = *entry;
-		LWLockRelease(&tpc_shared->gids);
-	}
-	if (entry != NULL)
+	if (tpc_gid_peek(gid, copy))
 		return true;
 	if (incomplete() && tpc_relation_exists("branch") &&
 		OidIsValid(get_extension_oid("tpc_amqp", true)))
@@ -399,6 +405,9 @@ gather_decision(const TpcDecisionRow *row, TpcRowState state, void *arg)
 		return;
 	entry->has_txn = true;
 	entry->txn = row->gtid;
+	/* a committed one's row of branch is left out: its GID says as much */
+	if (tpc_branch_gid_parse(row->gid, NULL, &entry->branch))
+		entry->has_branch = true;
 	entry->votes_known = true;
 	for (int i = 0; i < row->nparticipants; i++)
 		entry->votes_known = entry->votes_known && row->users[i][0] != '\0';

@@ -12,6 +12,7 @@
 
 #include "shmem.h"
 
+extern bool tpc_gid_peek(const char *gid, TpcGid *copy);
 extern bool tpc_gid_lookup(const char *gid, TpcGid *copy);
 extern void tpc_gid_claim(const TpcGid *entry);
 extern void tpc_gid_set_prepared(const char *gid);

@@ -684,15 +684,35 @@ inquire(TimestampTz now, bool all)
 	return true;
 }
 
+/* Whether the entry of a committed transaction can be made of its row. */
+static bool
+row_says_all(const TpcDecisionRow *row)
+{
+	int			nacked = 0;
+
+	for (int i = 0; i < row->nparticipants; i++)
+	{
+		if (row->users[i][0] == '\0')
+			return false;
+		nacked += row->acked[i];
+	}
+	return nacked < row->nparticipants;
+}
+
 /*
  * revive: make the entry of a transaction of ours that was prepared when the
  * server went down.  What is not in its row, votes that came after PREPARE,
  * comes again with the inquiries of those branches.
+ *
+ * Or, if it is the other side of a branch, of one that has committed: the
+ * branch's acknowledgement waits for that.  Those need not all find room; and
+ * are not to take it from what is to come.
  */
 static void
-revive(const TpcGtid *gtid)
+revive(const TpcGtid *gtid, bool is_branch)
 {
 	TpcDecisionRow row;
+	TpcRowState state = tpc_decision_probe(gtid, &row);
 	TpcTxnKey	key;
 	TpcTxn	   *txn;
 	TpcParticipant *parts;
@@ -700,8 +720,11 @@ revive(const TpcGtid *gtid)
 	Size		size;
 	bool		found = false;
 
-	if (tpc_decision_probe(gtid, &row) != TPC_ROW_IN_PROGRESS ||
-		row.nparticipants == 0)
+	if (state == TPC_ROW_NONE || row.nparticipants == 0)
+		return;
+	if (state == TPC_ROW_COMMITTED &&
+		(!is_branch || !row_says_all(&row) ||
+		 hash_get_num_entries(tpc_txns) >= tpc_max_transactions / 2))
 		return;
 	size = sizeof(TpcParticipant) * row.nparticipants;
 	array = tpc_area_try_alloc(size);
@@ -719,9 +742,11 @@ revive(const TpcGtid *gtid)
 	{
 		memset((char *) txn + sizeof(TpcTxnKey), 0,
 			   sizeof(TpcTxn) - sizeof(TpcTxnKey));
-		txn->state = TPC_TXN_PREPARED;
+		txn->state = state == TPC_ROW_COMMITTED ?
+			TPC_TXN_COMMITTED : TPC_TXN_PREPARED;
 		txn->prepares_sent = true;
 		txn->started = txn->prepare_at = row.decided_at;
+		txn->decided_at = GetCurrentTimestamp();
 		txn->participants = array;
 		txn->nparticipants = txn->nexpected = row.nparticipants;
 		for (int i = 0; i < row.nparticipants; i++)
@@ -730,12 +755,15 @@ revive(const TpcGtid *gtid)
 			strlcpy(parts[i].user_id, row.users[i], sizeof(parts[i].user_id));
 			parts[i].sent = true;
 			parts[i].enlisted = row.enlisted[i];
+			parts[i].acked = row.acked[i];
 			if (row.users[i][0] != '\0')
 			{
 				parts[i].vote = TPC_PART_YES;
 				txn->nvotes++;
 			}
 		}
+		if (state == TPC_ROW_COMMITTED)
+			tpc_txn_queue(node, txn);
 	}
 	LWLockRelease(&tpc_shared->txns);
 	/* no room: the gid's entry says whether it needs its votes */
@@ -759,10 +787,12 @@ load_prepared(void)
 	{
 		TpcGid	   *entry = lfirst(lc);
 
-		if (entry->state == TPC_GID_PREPARED && entry->has_txn)
-			revive(&entry->txn);
+		if (entry->has_txn &&
+			(entry->state == TPC_GID_PREPARED || entry->has_branch))
+			revive(&entry->txn, entry->has_branch);
 	}
 	tpc_worker_end();
+	tpc_wake_messenger(node);
 
 	/*
 	 * One that was finished after we saw it prepared may have an entry that

@@ -421,12 +421,35 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 }
 
 /*
+ * leave_ack: have the acknowledgement of a branch go together with those of
+ * whom it has called.  One is enough: of a second one only the delivery is
+ * dealt with.  The caller holds txns, and has made the item, if there is one,
+ * so that this never raises.
+ */
+static void
+leave_ack(TpcNode *node, TpcTxn *txn, dsa_pointer ack)
+{
+	Assert(LWLockHeldByMeInMode(&tpc_shared->txns, LW_EXCLUSIVE));
+	if (!DsaPointerIsValid(ack))
+		return;
+	if (DsaPointerIsValid(txn->parent_ack))
+	{
+		TpcItem    *item = dsa_get_address(tpc_area(), ack);
+
+		item->publish = false;
+		tpc_outbox_push(node, ack);
+	}
+	else
+		txn->parent_ack = ack;
+}
+
+/*
  * tpc_prepared_set_decided: step Q4: the entry of a transaction whose own
  * prepared transaction was finished; the messenger tells the participants.
  * waiter: who waits for the acknowledgements, or NULL.  parent_ack: the item
- * that acknowledges the branch it is as well, which goes when those have come.
- * False if there is no such entry (the rest is the caller's then).  Never
- * raises.
+ * that acknowledges the branch it is as well, which goes when those have come;
+ * or InvalidDsaPointer.  False if there is no such entry, or nothing to wait
+ * for any more (the rest is the caller's then).  Never raises.
  */
 bool
 tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
@@ -444,15 +467,20 @@ tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 		txn->state = commit ? TPC_TXN_COMMITTED : TPC_TXN_ABORTED;
 		txn->decided_at = GetCurrentTimestamp();
 		txn->waiter = waiter;
-		txn->parent_ack = parent_ack;
+		leave_ack(node, txn, parent_ack);
 		tpc_txn_queue(node, txn);
 	}
 	else if (txn != NULL && txn->state == TPC_TXN_COMMITTED && commit &&
-			 waiter != NULL && txn->waiter == NULL && !txn->done)
+			 !txn->done)
 	{
-		/* the lead was quicker to notice; there still is what to wait for */
-		txn->waiter = waiter;
-		waiting = true;
+		/* somebody was quicker to notice; there still is what to wait for */
+		if (waiter != NULL && txn->waiter == NULL)
+		{
+			txn->waiter = waiter;
+			waiting = true;
+		}
+		waiting = waiting || DsaPointerIsValid(parent_ack);
+		leave_ack(node, txn, parent_ack);
 	}
 	LWLockRelease(&tpc_shared->txns);
 	if (found)
@@ -465,10 +493,11 @@ tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 }
 
 /*
- * tpc_prepared_tell: a worker has finished a prepared transaction: tell who
- * waits for that, and its own participants, if it has some.  branch, txn: what
- * it belonged to, as far as is known, or NULL.  Whether parent_ack was taken
- * over.  Never raises.
+ * tpc_prepared_tell: a worker has finished a prepared transaction, or found it
+ * finished: tell who waits for that, and its own participants, if it has some.
+ * branch, txn: what it belonged to, as far as is known, or NULL.  parent_ack:
+ * the acknowledgement of the branch; whether it was taken over, to go with
+ * those of its own participants.  Never raises.
  */
 bool
 tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
@@ -476,8 +505,16 @@ tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
 {
 	TpcGid		entry;
 
-	if (!tpc_gid_set_finished(gid, branch, txn, commit, &entry) ||
-		!entry.has_txn)
+	if (!tpc_gid_set_finished(gid, branch, txn, commit, &entry))
+	{
+		/* It is told; but its participants may not all have answered. */
+		return DsaPointerIsValid(parent_ack) && tpc_gid_peek(gid, &entry) &&
+			entry.has_txn && entry.has_branch &&
+			memcmp(&entry.branch, branch, sizeof(*branch)) == 0 &&
+			tpc_prepared_set_decided(node, &entry.txn, commit, NULL,
+									 parent_ack);
+	}
+	if (!entry.has_txn)
 		return false;
 	if (tpc_prepared_set_decided(node, &entry.txn, commit, NULL, parent_ack))
 		return DsaPointerIsValid(parent_ack);
