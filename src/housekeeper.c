@@ -39,8 +39,6 @@
 #define OUTBOX_LIMIT		4000
 #define FLOOR_INTERVAL_MS	1000
 #define FORGET_CHUNK		1000
-/* What anybody can have us complain about is logged this often at most. */
-#define LOG_INTERVAL_MS		60000
 #define BACKOFF_LIMIT		12	/* times resolve_interval */
 
 /* A committed transaction that has no entry in shared memory (any more). */
@@ -270,16 +268,8 @@ report_ack(const TpcItem *item, const TpcMessage *msg, bool rolled_back)
 	ForceSyncCommit();
 
 	/* anybody can claim this of a transaction that was rolled back */
-	if (rolled_back)
-	{
-		TimestampTz now = GetCurrentTimestamp();
-
-		if (mismatch_logged_at != 0 &&
-			!TimestampDifferenceExceeds(mismatch_logged_at, now,
-										LOG_INTERVAL_MS))
-			return;
-		mismatch_logged_at = now;
-	}
+	if (rolled_back && !tpc_worker_may_log(&mismatch_logged_at))
+		return;
 	ereport(WARNING,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("transaction %s: incident \"%s\" at node \"%s\"",

@@ -60,8 +60,6 @@
 #define UNREAD_TURNS			16
 /* How many forgettable transactions go to the resolver at a time. */
 #define FORGET_BATCH			500
-/* Complaints about the broker are logged this often at most. */
-#define LOG_INTERVAL_MS			60000
 #define PREFETCH_DECISION		2000
 /* tpc_amqp.max_payload is of what users pass; votes have texts, too. */
 #define MAX_BODY				((size_t) tpc_max_payload * 1024 + 16384)
@@ -232,7 +230,6 @@ static void
 report_failure(const TpcBrokerError *error, bool lost)
 {
 	char		text[sizeof(node->last_error)];
-	TimestampTz now = GetCurrentTimestamp();
 
 	if (error->reply_code != 0)
 		snprintf(text, sizeof(text), "%s: %d %s", error->phase,
@@ -241,9 +238,7 @@ report_failure(const TpcBrokerError *error, bool lost)
 		snprintf(text, sizeof(text), "%s: %s", error->phase, error->text);
 	set_last_error(error->sqlstate, text);
 
-	if (lost || failure_logged_at == 0 ||
-		TimestampDifferenceExceeds(failure_logged_at, now, LOG_INTERVAL_MS))
-	{
+	if (tpc_worker_may_log(&failure_logged_at) || lost)
 		ereport(LOG,
 				(errcode(error->sqlstate),
 				 lost ?
@@ -253,8 +248,6 @@ report_failure(const TpcBrokerError *error, bool lost)
 						node->name, node->broker),
 				 errdetail("%s", text),
 				 errhint("It keeps trying; this is logged once a minute at most.")));
-		failure_logged_at = now;
-	}
 }
 
 static void
@@ -406,15 +399,11 @@ load_options(volatile bool *ok)
 		edata = CopyErrorData();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		if (options_logged_at == 0 ||
-			TimestampDifferenceExceeds(options_logged_at,
-									   GetCurrentTimestamp(),
-									   LOG_INTERVAL_MS))
+		if (tpc_worker_may_log(&options_logged_at))
 			ereport(LOG,
 					(errcode(edata->sqlerrcode),
 					 errmsg("node \"%s\" does not know its broker: %s",
 							node->name, edata->message)));
-		options_logged_at = GetCurrentTimestamp();
 		set_last_error(edata->sqlerrcode, edata->message);
 		set_link(TPC_LINK_DOWN);
 		*ok = false;
@@ -1032,12 +1021,9 @@ serve_outbox(void)
 static void
 bad_message(const TpcBrokerEvent *event, const char *why)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
 	bad_unlogged++;
-	if (bad_logged_at == 0 ||
-		TimestampDifferenceExceeds(bad_logged_at, now, LOG_INTERVAL_MS))
+	if (tpc_worker_may_log(&bad_logged_at))
 	{
 		static const char *const suffixes[] = {"prepare", "decision", "vote"};
 
@@ -1049,7 +1035,6 @@ bad_message(const TpcBrokerEvent *event, const char *why)
 								  "%llu messages dropped since this was last logged.",
 								  (unsigned long) bad_unlogged,
 								  (unsigned long long) bad_unlogged)));
-		bad_logged_at = now;
 		bad_unlogged = 0;
 	}
 }

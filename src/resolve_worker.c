@@ -44,8 +44,6 @@
 #define RETRY_MAX_MS	1000
 /* After that it is left to re-sending. */
 #define RETRY_GIVE_UP_MS 60000
-/* Complaints about messages are logged this often at most. */
-#define LOG_INTERVAL_MS	60000
 
 /* An item that has to be looked at again; in retry_context. */
 typedef struct Retry
@@ -340,27 +338,11 @@ finish(const TpcItem *item, const char *gid, bool commit)
 	return true;
 }
 
-/*
- * Whether to log something of a kind that others can have us log: once a
- * minute.  What has to be looked at is listed as an incident all the same.
- */
-static bool
-may_log(TimestampTz *logged_at)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (*logged_at != 0 &&
-		!TimestampDifferenceExceeds(*logged_at, now, LOG_INTERVAL_MS))
-		return false;
-	*logged_at = now;
-	return true;
-}
-
 static void
 report_forged(const TpcItem *item, const char *gtid)
 {
 	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
-	if (!may_log(&forged_logged_at))
+	if (!tpc_worker_may_log(&forged_logged_at))
 		return;
 	ereport(LOG,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -509,7 +491,7 @@ decide(const TpcItem *item)
 								"The coordinator committed it, and this node has neither the prepared branch nor a record of it.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			if (may_log(&lost_logged_at))
+			if (tpc_worker_may_log(&lost_logged_at))
 				ereport(WARNING,
 						(errcode(ERRCODE_DATA_CORRUPTED),
 						 errmsg("branch of committed transaction %s is lost", gtid),
@@ -528,7 +510,7 @@ decide(const TpcItem *item)
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			if (may_log(&mismatch_logged_at))
+			if (tpc_worker_may_log(&mismatch_logged_at))
 				ereport(WARNING,
 						(errcode(ERRCODE_DATA_CORRUPTED),
 						 errmsg("transaction %s is committed here, and its coordinator rolled it back",
