@@ -79,6 +79,7 @@ static TimestampTz looked_at = 0;
 static uint32 looked_requests = 0;
 static TimestampTz floor_at = 0;
 static TimestampTz mismatch_logged_at = 0;
+static TimestampTz attempt_logged_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
 static int	nsorted_finished = 0;
 static uint32 wait_event_outbox = 0;
@@ -817,51 +818,92 @@ still_prepared(const TpcGid *entry, bool *committed)
 }
 
 /*
+ * attempt: do something about one of many.  If that raises, say so: it must
+ * not keep us from the rest.  Begins and ends in turn_context and in no
+ * transaction.
+ */
+static void
+attempt(void (*act) (const void *arg), const void *arg, const char *what)
+{
+	PG_TRY();
+	{
+		act(arg);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(turn_context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		MemoryContextSwitchTo(turn_context);
+		if (tpc_worker_may_log(&attempt_logged_at))
+			ereport(WARNING,
+					(errcode(edata->sqlerrcode),
+					 errmsg("node \"%s\" could not look after \"%s\": %s",
+							node->name, what, edata->message),
+					 edata->detail ?
+					 errdetail_internal("%s", edata->detail) : 0,
+					 errhint("It keeps trying; this is logged once a minute at most.")));
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn_context);
+}
+
+/* One that an entry (arg, a TpcGid) says is prepared. */
+static void
+look_after_gid(const void *arg)
+{
+	const TpcGid *entry = arg;
+	bool		committed = false;
+
+	tpc_worker_begin();
+	if (!still_prepared(entry, &committed))
+	{
+		tpc_worker_end();
+		(void) tpc_prepared_tell(node, entry->key.gid,
+								 entry->has_branch ? &entry->branch : NULL,
+								 entry->has_txn ? &entry->txn : NULL,
+								 committed, InvalidDsaPointer);
+		return;
+	}
+	if (!entry->has_txn || entry->has_branch || tpc_prepared_timeout <= 0 ||
+		!TimestampDifferenceExceeds(entry->since, GetCurrentTimestamp(),
+									tpc_prepared_timeout))
+	{
+		tpc_worker_end();
+		return;
+	}
+	TPC_FAILPOINT("Q6.before");
+	if (!tpc_resolve_finish(entry->key.gid, false))
+		return;
+	(void) tpc_prepared_tell(node, entry->key.gid, NULL, &entry->txn, false,
+							 InvalidDsaPointer);
+	ereport(LOG,
+			(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
+					entry->key.gid, tpc_prepared_timeout),
+			 errhint("Setting \"tpc_amqp.prepared_timeout\" says how long to wait.")));
+}
+
+/*
  * look_after_prepared: tell of prepared transactions that were finished by
  * somebody who could not (he died, or went past us), and roll those back that
  * nobody has finished for prepared_timeout.
  */
 static void
-look_after_prepared(TimestampTz now)
+look_after_prepared(void)
 {
 	ListCell   *lc;
 
 	foreach(lc, tpc_gid_list(TPC_GID_PREPARED))
 	{
 		TpcGid	   *entry = lfirst(lc);
-		bool		committed = false;
 
-		tpc_worker_begin();
-		if (!still_prepared(entry, &committed))
-		{
-			tpc_worker_end();
-			MemoryContextSwitchTo(turn_context);
-			(void) tpc_prepared_tell(node, entry->key.gid,
-									 entry->has_branch ? &entry->branch : NULL,
-									 entry->has_txn ? &entry->txn : NULL,
-									 committed, InvalidDsaPointer);
-			continue;
-		}
-		if (entry->has_txn && !entry->has_branch &&
-			tpc_prepared_timeout > 0 &&
-			TimestampDifferenceExceeds(entry->since, now,
-									   tpc_prepared_timeout))
-		{
-			TPC_FAILPOINT("Q6.before");
-			if (tpc_resolve_finish(entry->key.gid, false))
-			{
-				(void) tpc_prepared_tell(node, entry->key.gid, NULL,
-										 &entry->txn, false,
-										 InvalidDsaPointer);
-				ereport(LOG,
-						(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
-								entry->key.gid, tpc_prepared_timeout),
-						 errhint("Setting \"tpc_amqp.prepared_timeout\" says how long to wait.")));
-			}
-		}
-		else
-			tpc_worker_end();
-		MemoryContextSwitchTo(turn_context);
+		attempt(look_after_gid, entry, entry->key.gid);
 	}
 }
 
@@ -889,6 +931,22 @@ prepared_entries(void)
 	return result;
 }
 
+/* One whose entry says that it is prepared (arg, a TpcGtid). */
+static void
+look_after_entry(const void *arg)
+{
+	const TpcGtid *gtid = arg;
+	TpcRowState state;
+
+	tpc_worker_begin();
+	state = tpc_decision_probe(gtid, NULL);
+	tpc_worker_end();
+	if (state != TPC_ROW_IN_PROGRESS)
+		(void) tpc_prepared_set_decided(node, gtid,
+										state == TPC_ROW_COMMITTED, NULL,
+										InvalidDsaPointer);
+}
+
 /*
  * look_after_entries: what an entry says about being prepared must not
  * outlive it: while it does, nobody tells the participants.  The row decides,
@@ -901,25 +959,45 @@ look_after_entries(void)
 
 	foreach(lc, prepared_entries())
 	{
-		TpcGtid    *gtid = lfirst(lc);
-		TpcRowState state;
+		char		uuid[TPC_UUID_TEXT_SIZE];
 
-		tpc_worker_begin();
-		state = tpc_decision_probe(gtid, NULL);
-		tpc_worker_end();
-		MemoryContextSwitchTo(turn_context);
-		if (state != TPC_ROW_IN_PROGRESS)
-			(void) tpc_prepared_set_decided(node, gtid,
-											state == TPC_ROW_COMMITTED, NULL,
-											InvalidDsaPointer);
+		tpc_uuid_to_text(lfirst(lc), uuid);
+		attempt(look_after_entry, lfirst(lc), uuid);
 	}
+}
+
+/* Carry out what a person has decided about a branch (arg, a TpcHeuristic). */
+static void
+carry_out_one(const void *arg)
+{
+	const TpcHeuristic *heuristic = arg;
+	TpcBranchRow row;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+
+	tpc_worker_begin();
+	tpc_branch_probe(&heuristic->id, &row);
+	if (!tpc_branch_is_prepared(&row))
+	{
+		tpc_worker_end();
+		return;
+	}
+	TPC_FAILPOINT("H2.before");
+	if (!tpc_resolve_finish(row.gid, heuristic->commit))
+		return;
+	(void) tpc_prepared_tell(node, row.gid, &heuristic->id, NULL,
+							 heuristic->commit, InvalidDsaPointer);
+	tpc_node_count(node, heuristic->commit ? TPC_STAT_BRANCHES_COMMITTED :
+				   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
+	tpc_gtid_to_text(&heuristic->id, gtid);
+	ereport(WARNING,
+			(errmsg("branch of transaction %s was %s by force", gtid,
+					heuristic->commit ? "committed" : "rolled back")));
 }
 
 /* Carry out what a person has decided about branches in doubt. */
 static void
 carry_out_forced(void)
 {
-	MemoryContext old = MemoryContextSwitchTo(turn_context);
 	List	   *pending;
 	ListCell   *lc;
 
@@ -931,32 +1009,11 @@ carry_out_forced(void)
 	foreach(lc, pending)
 	{
 		TpcHeuristic *heuristic = lfirst(lc);
-		TpcBranchRow row;
 		char		gtid[TPC_GTID_TEXT_SIZE];
 
-		tpc_worker_begin();
-		tpc_branch_probe(&heuristic->id, &row);
-		if (!tpc_branch_is_prepared(&row))
-		{
-			tpc_worker_end();
-			continue;
-		}
-		TPC_FAILPOINT("H2.before");
-		if (tpc_resolve_finish(row.gid, heuristic->commit))
-		{
-			(void) tpc_prepared_tell(node, row.gid, &heuristic->id, NULL,
-									 heuristic->commit, InvalidDsaPointer);
-			tpc_node_count(node, heuristic->commit ?
-						   TPC_STAT_BRANCHES_COMMITTED :
-						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
-			tpc_gtid_to_text(&heuristic->id, gtid);
-			ereport(WARNING,
-					(errmsg("branch of transaction %s was %s by force", gtid,
-							heuristic->commit ? "committed" : "rolled back")));
-		}
-		MemoryContextSwitchTo(turn_context);
+		tpc_gtid_to_text(&heuristic->id, gtid);
+		attempt(carry_out_one, heuristic, gtid);
 	}
-	MemoryContextSwitchTo(old);
 }
 
 /* Move this node's floor, which its messages carry. */
@@ -1000,7 +1057,7 @@ tpc_housekeeper_turn(void)
 		{
 			looked_at = now;
 			looked_requests = requests;
-			look_after_prepared(now);
+			look_after_prepared();
 			look_after_entries();
 			carry_out_forced();
 		}

@@ -254,7 +254,8 @@ recall_branch(const TpcItem *item, TpcBranchRow *row)
  * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
  * returns true.  False if there is no such prepared transaction, or it is
  * busy (its backend is still leaving it, or another resolver has it).  The
- * caller is in a transaction of its own (tpc_worker_begin), which this ends.
+ * caller is in a transaction of its own (tpc_worker_begin), which this ends,
+ * unless it raises.
  */
 bool
 tpc_resolve_finish(const char *gid, bool commit)
@@ -272,19 +273,14 @@ tpc_resolve_finish(const char *gid, bool commit)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		int			sqlerrcode = geterrcode();
 
-		MemoryContextSwitchTo(item_context);
-		edata = CopyErrorData();
-		if (!finished && (edata->sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
-						  edata->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE))
-		{
-			FlushErrorState();
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(caller);
-		}
-		else
+		if (finished || (sqlerrcode != ERRCODE_UNDEFINED_OBJECT &&
+						 sqlerrcode != ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE))
 			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(caller);
 	}
 	PG_END_TRY();
 	return finished;
