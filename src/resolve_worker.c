@@ -60,6 +60,7 @@ static MemoryContext item_context = NULL;	/* reset per item */
 static MemoryContext retry_context = NULL;
 static List *retries = NIL;
 static TimestampTz forged_logged_at = 0;
+static TimestampTz forced_logged_at = 0;
 static TimestampTz lost_logged_at = 0;
 static TimestampTz mismatch_logged_at = 0;
 static uint32 wait_event_main = 0;
@@ -472,11 +473,12 @@ decide(const TpcItem *item)
 								"It was rolled back here by force, and its coordinator committed it.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			ereport(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("transaction %s was rolled back here by force, and its coordinator committed it",
-							gtid),
-					 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
+			if (tpc_worker_may_log(&forced_logged_at))
+				ereport(WARNING,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("transaction %s was rolled back here by force, and its coordinator committed it",
+								gtid),
+						 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
 			send_ack(item, NULL,
 					 make_ack(item, TPC_ACK_ROLLED_BACK, true,
 							  "rolled back by force", false));
@@ -513,7 +515,7 @@ decide(const TpcItem *item)
 								gtid),
 						 errhint("It is listed in view tpc_amqp.incidents.")));
 			/* nobody waits for it, but there it is to be listed, too */
-			if (forced)
+			if (forced && forced_commit)
 				send_ack(item, NULL,
 						 make_ack(item, TPC_ACK_COMMITTED, true,
 								  "committed by force", false));
