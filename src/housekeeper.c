@@ -675,6 +675,43 @@ inquire(TimestampTz now, bool all)
 	return true;
 }
 
+/*
+ * attempt: do something about one of many.  If that raises, say so: it must
+ * not keep us from the rest.  Begins and ends in turn_context and in no
+ * transaction.
+ */
+static void
+attempt(void (*act) (const void *arg), const void *arg, const char *what)
+{
+	PG_TRY();
+	{
+		act(arg);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(turn_context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		MemoryContextSwitchTo(turn_context);
+		if (tpc_worker_may_log(&attempt_logged_at))
+			ereport(WARNING,
+					(errcode(edata->sqlerrcode),
+					 errmsg("node \"%s\" could not look after \"%s\": %s",
+							node->name, what, edata->message),
+					 edata->detail ?
+					 errdetail_internal("%s", edata->detail) : 0,
+					 errhint("It keeps trying; this is logged once a minute at most.")));
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn_context);
+}
+
 /* Whether the entry of a committed transaction can be made of its row. */
 static bool
 row_says_all(const TpcDecisionRow *row)
@@ -762,27 +799,39 @@ revive(const TpcGtid *gtid, bool is_branch)
 		dsa_free(tpc_area(), array);
 }
 
+/* The same of one that was gathered (arg, a TpcGid). */
+static void
+revive_gathered(const void *arg)
+{
+	const TpcGid *entry = arg;
+
+	tpc_worker_begin();
+	revive(&entry->txn, entry->has_branch);
+	tpc_worker_end();
+}
+
 /* Once after the server's start: find what was prepared before. */
 static void
-load_prepared(void)
+load_prepared(const void *arg)
 {
 	List	   *gathered;
 	ListCell   *lc;
 
-	if (node->gids_known)
-		return;
 	tpc_worker_begin();
+	MemoryContextSwitchTo(turn_context);
 	gathered = tpc_gid_gather(NULL);
 	tpc_gid_load(gathered);
+	tpc_worker_end();
+	MemoryContextSwitchTo(turn_context);
 	foreach(lc, gathered)
 	{
 		TpcGid	   *entry = lfirst(lc);
 
+		/* one that cannot be made is as one that finds no room */
 		if (entry->has_txn &&
 			(entry->state == TPC_GID_PREPARED || entry->has_branch))
-			revive(&entry->txn, entry->has_branch);
+			attempt(revive_gathered, entry, entry->key.gid);
 	}
-	tpc_worker_end();
 	tpc_wake_messenger(node);
 
 	/*
@@ -815,43 +864,6 @@ still_prepared(const TpcGid *entry, bool *committed)
 	tpc_branch_probe(&entry->branch, &row);
 	*committed = row.state == TPC_BRANCH_COMMITTED;
 	return row.state == TPC_BRANCH_IN_PROGRESS;
-}
-
-/*
- * attempt: do something about one of many.  If that raises, say so: it must
- * not keep us from the rest.  Begins and ends in turn_context and in no
- * transaction.
- */
-static void
-attempt(void (*act) (const void *arg), const void *arg, const char *what)
-{
-	PG_TRY();
-	{
-		act(arg);
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-
-		HOLD_INTERRUPTS();
-		MemoryContextSwitchTo(turn_context);
-		edata = CopyErrorData();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
-		LWLockReleaseAll();
-		MemoryContextSwitchTo(turn_context);
-		if (tpc_worker_may_log(&attempt_logged_at))
-			ereport(WARNING,
-					(errcode(edata->sqlerrcode),
-					 errmsg("node \"%s\" could not look after \"%s\": %s",
-							node->name, what, edata->message),
-					 edata->detail ?
-					 errdetail_internal("%s", edata->detail) : 0,
-					 errhint("It keeps trying; this is logged once a minute at most.")));
-		RESUME_INTERRUPTS();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(turn_context);
 }
 
 /* One that an entry (arg, a TpcGid) says is prepared. */
@@ -1049,8 +1061,8 @@ tpc_housekeeper_turn(void)
 	old = MemoryContextSwitchTo(turn_context);
 	PG_TRY();
 	{
-		load_prepared();
-		MemoryContextSwitchTo(turn_context);
+		if (!node->gids_known)
+			attempt(load_prepared, NULL, "prepared transactions");
 		/* one that cannot be finished must not keep us from the rest */
 		if (requests != looked_requests ||
 			TimestampDifferenceExceeds(looked_at, now, tpc_resolve_interval))
@@ -1076,7 +1088,9 @@ tpc_housekeeper_turn(void)
 				}
 			}
 		}
-		forget_due(now);
+		/* an entry may still say that one of them is prepared */
+		if (node->gids_known)
+			forget_due(now);
 		if (pg_atomic_read_u64(&node->incarnation) != 0 &&
 			TimestampDifferenceExceeds(floor_at, now, FLOOR_INTERVAL_MS))
 		{

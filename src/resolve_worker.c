@@ -44,6 +44,8 @@
 #define RETRY_MAX_MS	1000
 /* After that it is left to re-sending. */
 #define RETRY_GIVE_UP_MS 60000
+/* How long commits wait, after a start, for what is known of branches. */
+#define GIDS_WAIT_MS	10000
 
 /* An item that has to be looked at again; in retry_context. */
 typedef struct Retry
@@ -377,6 +379,25 @@ says_forgotten(const TpcItem *item)
 }
 
 /*
+ * Whether to wait with commits.  Right after a start, nobody knows yet what
+ * branches have called: one that has would be acknowledged without waiting for
+ * that.  But not for longer than it would have waited.
+ */
+static bool
+awaits_gids(void)
+{
+	static TimestampTz since = 0;
+	TimestampTz now;
+
+	if (node->gids_known)
+		return false;
+	now = GetCurrentTimestamp();
+	if (since == 0)
+		since = now;
+	return !TimestampDifferenceExceeds(since, now, GIDS_WAIT_MS);
+}
+
+/*
  * decide: step P5.  Carry a decision out.  False if it has to be looked at
  * again soon.  Runs its own transactions.
  */
@@ -391,11 +412,7 @@ decide(const TpcItem *item)
 	bool		forced;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
-	/*
-	 * Right after a start, nobody knows yet what branches have called: one
-	 * that has would be acknowledged without waiting for that.
-	 */
-	if (commit && !node->gids_known)
+	if (commit && awaits_gids())
 		return false;
 
 	TPC_FAILPOINT("P5.before");

@@ -1,7 +1,8 @@
 # A prepared transaction that cannot be finished does not keep a node from
 # finishing the others.
 #
-# What keeps it: the file that holds it after a checkpoint is away.
+# What keeps it: the file that holds it after a checkpoint is away, or a row that
+# cannot be read.
 
 use strict;
 use warnings;
@@ -124,6 +125,33 @@ those_left($_, '', '... and all of them at last, on ' . $_->name)
   for $blog, $reviews;
 is($reviews->sql('SELECT count(*) FROM public.reviews'),
 	5, '... on both nodes');
+# ---------------------------------------------------------------------------
+# After a start, what was prepared before cannot be found
+
+$blog->cluster->append_conf('postgresql.conf',
+	"tpc_amqp.prepared_timeout = '5min'\n");
+$blog->cluster->reload;
+prepare_some(1);
+$reviews->sql("INSERT INTO tpc_amqp.decision
+	(gtid, participants, users, acked, decided_at)
+	VALUES (gen_random_uuid(), '{NULL}', '{guest}', '{}', now())");
+$offset = TpcTest->log_size($reviews->cluster);
+TpcTest->kill9_server($reviews->cluster);
+$reviews->cluster->start;
+TpcPair::connected($blog, $reviews);
+my (undef, $err, $rc) = $blog->try("SET tpc_amqp.apply_timeout = '60s';
+	COMMIT PREPARED 'g$id'");
+is("$rc $err", '0 ', 'a row that cannot be read: commits wait for a while');
+is(TpcPair::reviews_has($reviews, $id), 1, '... and are carried out');
+TpcTest->wait_for_log(
+	$reviews->cluster,
+	qr/WARNING:  node "reviews" could not look after "prepared transactions"/,
+	$offset);
+pass('... and the log says what is the matter');
+$reviews->sql("DELETE FROM tpc_amqp.decision WHERE participants = '{NULL}'");
+$blog->sql(TpcPair::transaction(++$id));
+is(TpcPair::reviews_has($reviews, $id), 1, '... and then all is well again');
+
 TpcTest->no_crash('no crash', $blog, $reviews);
 
 done_testing();
