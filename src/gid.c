@@ -178,9 +178,7 @@ tpc_gid_claim(const TpcGid *entry)
 	make_key(&claim.key, entry->key.gid);
 	claim.state = TPC_GID_PREPARING;
 
-	PushActiveSnapshot(GetTransactionSnapshot());
 	exists = tpc_branch_gid_exists(claim.key.gid);
-	PopActiveSnapshot();
 
 	/*
 	 * One that says PREPARED stays, even if there is no such transaction any

@@ -195,35 +195,26 @@ tpc_join_at_pre_prepare(const char *gid, TpcGlobalId *id)
 	char		gtid[TPC_GTID_TEXT_SIZE];
 	TpcBranchRow row;
 
-	tpc_gtid_to_text(&joined.id, gtid);
 	if (joined.node->state != TPC_NODE_ATTACHED ||
 		joined.node->dbid != MyDatabaseId)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this database has been detached")));
 
-	/* The unique index would say so too, later and less clearly. */
+	TPC_FAILPOINT("J1.before");
+	tpc_txn_make_synchronous();
+	/* Inserting would wait until the other one is decided. */
+	tpc_gtid_to_text(&joined.id, gtid);
 	tpc_branch_probe(&joined.id, &row);
 	if (row.state != TPC_BRANCH_NONE)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg(row.state == TPC_BRANCH_COMMITTED ?
 						"transaction %s has taken effect here already" :
-						"transaction %s has a branch here already", gtid)));
-
-	TPC_FAILPOINT("J1.before");
-	tpc_txn_make_synchronous();
-	/* Inserting would wait until the other one is decided. */
-	tpc_branch_probe(&joined.id, &row);
-	if (row.state != TPC_BRANCH_NONE)
-	{
-		tpc_gtid_to_text(&joined.id, gtid);
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("transaction %s has a branch here already", gtid),
+						"transaction %s has a branch here already", gtid),
+				 row.state == TPC_BRANCH_COMMITTED ? 0 :
 				 errdetail("It is that of prepared transaction \"%s\".",
 						   row.gid)));
-	}
 	/* Insert first, then look at the floor: see tpc_branch_below_floor. */
 	tpc_branch_insert(&joined.id, gid, "");
 	if (tpc_branch_below_floor(&joined.id, ""))
