@@ -196,7 +196,7 @@ tpc_gid_claim(const TpcGid *entry)
 	if (in_use || exists)
 	{
 		if (!in_use)
-			tpc_gid_drop(claim.key.gid);
+			tpc_gid_drop(claim.key.gid, false);
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("transaction identifier \"%s\" is already in use",
@@ -225,28 +225,18 @@ tpc_gid_set_prepared(const char *gid)
 	LWLockRelease(&tpc_shared->gids);
 }
 
-/* tpc_gid_drop: forget it; its PREPARE failed.  Never raises. */
+/*
+ * tpc_gid_drop: forget it: its PREPARE failed; or, only_finished, its GID may
+ * be in use again.  Never raises.
+ */
 void
-tpc_gid_drop(const char *gid)
+tpc_gid_drop(const char *gid, bool only_finished)
 {
 	TpcGid	   *entry;
 
 	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
 	entry = find(gid);
-	if (entry != NULL)
-		remove_entry(entry);
-	LWLockRelease(&tpc_shared->gids);
-}
-
-/* tpc_gid_drop_finished: the same, if it is finished: its GID is in use again. */
-void
-tpc_gid_drop_finished(const char *gid)
-{
-	TpcGid	   *entry;
-
-	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
-	entry = find(gid);
-	if (entry != NULL && is_finished(entry))
+	if (entry != NULL && (!only_finished || is_finished(entry)))
 		remove_entry(entry);
 	LWLockRelease(&tpc_shared->gids);
 }
@@ -271,7 +261,7 @@ tpc_gid_set_finished(const char *gid, const TpcGlobalId *branch,
 	was_there = entry != NULL && entry->state == TPC_GID_PREPARED &&
 		(branch == NULL ||
 		 (entry->has_branch &&
-		  memcmp(&entry->branch, branch, sizeof(*branch)) == 0)) &&
+		  tpc_global_id_equal(&entry->branch, branch))) &&
 		(txn == NULL ||
 		 (entry->has_txn && tpc_gtid_compare(&entry->txn, txn) == 0));
 	if (was_there)

@@ -276,7 +276,6 @@ result_to_wire(char *result)
 static Oid
 run_calls(const Work *work, bool *must_prepare)
 {
-	bool		any = false;
 	TpcMessage	msg;
 	const char *why;
 	Oid			running_as = InvalidOid;
@@ -316,10 +315,9 @@ run_calls(const Work *work, bool *must_prepare)
 						&running_as, &result);
 		if (result == NULL)
 			continue;
-		if (!any)
+		if (ncall_results == 0)
 			call_results = MemoryContextAllocZero(job_context,
 												  sizeof(char *) * msg.ncalls);
-		any = true;
 		ncall_results = msg.ncalls;
 		call_results[i] = result_to_wire(result);
 	}

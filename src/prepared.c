@@ -155,7 +155,7 @@ joined_state(const TpcGid *entry)
 	TpcBranchRow row;
 
 	if (tpc_gid_lookup(entry->key.gid, &now) && now.has_branch &&
-		memcmp(&now.branch, &entry->branch, sizeof(now.branch)) == 0)
+		tpc_global_id_equal(&now.branch, &entry->branch))
 		return now.state;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	tpc_branch_probe(&entry->branch, &row);
@@ -350,7 +350,7 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 			/* the GID can be in use again: look anew */
 			if (tpc_branch_gid_exists(gid))
 			{
-				tpc_gid_drop_finished(gid);
+				tpc_gid_drop(gid, true);
 				return tpc_prepared_before(gid, commit, top_level);
 			}
 			report_finished(node, &entry, commit);
@@ -500,7 +500,7 @@ tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
 		/* It is told; but its participants may not all have answered. */
 		return DsaPointerIsValid(parent_ack) && tpc_gid_peek(gid, &entry) &&
 			entry.has_txn && entry.has_branch &&
-			memcmp(&entry.branch, branch, sizeof(*branch)) == 0 &&
+			tpc_global_id_equal(&entry.branch, branch) &&
 			tpc_prepared_set_decided(node, &entry.txn, commit, NULL,
 									 parent_ack) != NULL;
 	}

@@ -68,13 +68,13 @@ static TimestampTz mismatch_logged_at = 0;
 static uint32 wait_event_main = 0;
 
 /*
- * make_item: a message for the messenger, not handed to it yet; see
+ * tpc_resolve_make: a message for the messenger, not handed to it yet; see
  * tpc_resolve_send.  If there is no room, it raises 53200; or, if try_only,
  * returns InvalidDsaPointer.
  */
-static dsa_pointer
-make_item(TpcMessage *msg, const char *to, bool resent,
-		  const TpcItem *answered, bool try_only)
+dsa_pointer
+tpc_resolve_make(TpcMessage *msg, const char *to, bool resent,
+				 const TpcItem *answered, bool try_only)
 {
 	StringInfoData body;
 	TpcItem		head;
@@ -110,7 +110,7 @@ void
 tpc_resolve_send(TpcNode *to_node, TpcMessage *msg, const char *to,
 				 bool resent, const TpcItem *answered)
 {
-	tpc_outbox_push(to_node, make_item(msg, to, resent, answered, false));
+	tpc_outbox_push(to_node, tpc_resolve_make(msg, to, resent, answered, false));
 }
 
 /* Nothing to say, but the delivery is dealt with. */
@@ -132,7 +132,7 @@ acknowledge_delivery(const TpcItem *item)
 
 /*
  * make_ack: what says that a commit is durable here (or is not), for
- * send_ack().  try_only as for make_item.
+ * send_ack().  try_only as for tpc_resolve_make.
  */
 static dsa_pointer
 make_ack(const TpcItem *item, TpcAckOutcome outcome, bool forced,
@@ -146,7 +146,7 @@ make_ack(const TpcItem *item, TpcAckOutcome outcome, bool forced,
 	msg.outcome = outcome;
 	msg.forced = forced;
 	msg.error.message = unconstify(char *, reason);
-	return make_item(&msg, item->id.coordinator, false, item, try_only);
+	return tpc_resolve_make(&msg, item->id.coordinator, false, item, try_only);
 }
 
 /*
