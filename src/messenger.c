@@ -512,8 +512,10 @@ find_outgoing(const char *routing_key, bool expires)
  */
 static void
 publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
-		const char *body, size_t len, bool mandatory)
+		const char *body, size_t len)
 {
+	/* nobody waits for the answer to anything else that is not taken */
+	bool		mandatory = queue == TPC_QUEUE_PREPARE;
 	char		routing_key[TPC_QUEUE_NAME_SIZE];
 	Outgoing   *out;
 	int			at;
@@ -594,7 +596,7 @@ send_prepares(TpcTxn *txn)
 		message_init(&msg, TPC_MSG_PREPARE, &id);
 		msg.timeout_ms = (int) left;
 		publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
-				dsa_get_address(tpc_area(), body), parts[i].body_len, true);
+				dsa_get_address(tpc_area(), body), parts[i].body_len);
 		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 		parts[i].sent = true;
 		parts[i].body = InvalidDsaPointer;
@@ -614,7 +616,7 @@ send_decision(const TpcGlobalId *id, const char *to, bool commit)
 	message_init(&msg, commit ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK, id);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
+	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len);
 	tpc_node_count(node, commit ? TPC_STAT_COMMITS_SENT :
 				   TPC_STAT_ROLLBACKS_SENT, 1);
 }
@@ -998,7 +1000,7 @@ serve_outbox(void)
 					item->type == TPC_MSG_ROLLBACK ||
 					item->type == TPC_MSG_UNKNOWN ?
 					TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
-					item->body, item->len, false);
+					item->body, item->len);
 			if (item->type == TPC_MSG_COMMIT)
 				tpc_node_count(node, TPC_STAT_COMMITS_SENT, 1);
 			else if (item->type == TPC_MSG_ROLLBACK)
@@ -1060,8 +1062,7 @@ refuse_prepare(const TpcMessage *in, const char *sqlstate, const char *text)
 	msg.error.message = pstrdup(text);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE, body.data, body.len,
-			false);
+	publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE, body.data, body.len);
 	tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
 }
 
