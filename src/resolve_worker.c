@@ -17,7 +17,6 @@
 
 #include "access/twophase.h"
 #include "access/xact.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -35,6 +34,7 @@
 #include "gid.h"
 #include "housekeeper.h"
 #include "prepared.h"
+#include "report.h"
 #include "resolve_worker.h"
 #include "settings.h"
 #include "shmem.h"
@@ -570,8 +570,7 @@ note_unknown(const TpcItem *item)
 	msg.type = TPC_MSG_UNKNOWN;
 	if (tpc_message_decode_body(item->body, item->len, &msg, &why) &&
 		msg.error.message != NULL)
-		reason = pg_any_to_server(msg.error.message,
-								  strlen(msg.error.message), PG_UTF8);
+		reason = tpc_report_to_server(msg.error.message);
 	tpc_branch_probe(&item->id, &row);
 	if (row.state == TPC_BRANCH_IN_PROGRESS)
 		forged = !sender_matches(&row, item);
