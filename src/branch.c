@@ -390,18 +390,21 @@ tpc_branch_advance_floor(const char *coordinator, const char *sender,
 bool
 tpc_branch_gid_exists(const char *gid)
 {
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
+	Oid			types[2] = {TEXTOID, OIDOID};
+	Datum		values[2];
 	bool		found;
 
 	values[0] = CStringGetTextDatum(gid);
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	tpc_spi_execute("SELECT 1 FROM pg_catalog.pg_prepared_xacts"
+	tpc_spi_execute("SELECT 1 FROM pg_catalog.pg_prepared_xact()"
 					" WHERE gid OPERATOR(pg_catalog.=) $1"
-					" AND database OPERATOR(pg_catalog.=) pg_catalog.current_database()",
-					1, types, values, NULL, true, SPI_OK_SELECT);
+					" AND dbid OPERATOR(pg_catalog.=) $2",
+					2, types, values, NULL, true, SPI_OK_SELECT);
 	found = SPI_processed > 0;
 	SPI_finish();
+	PopActiveSnapshot();
 	return found;
 }
 

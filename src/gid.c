@@ -91,6 +91,22 @@ incomplete(void)
 	return !complete;
 }
 
+/* tpc_gid_peek: what the table says of a GID in this database.  Never raises. */
+bool
+tpc_gid_peek(const char *gid, TpcGid *copy)
+{
+	TpcGid	   *entry;
+
+	if (hash_get_num_entries(tpc_gids) == 0)
+		return false;
+	LWLockAcquire(&tpc_shared->gids, LW_SHARED);
+	entry = find(gid);
+	if (entry != NULL)
+		*copy = *entry;
+	LWLockRelease(&tpc_shared->gids);
+	return entry != NULL;
+}
+
 /*
  * tpc_gid_lookup: what is known of a GID in this database.  Raises only where
  * it has to look into the tables.
@@ -98,17 +114,7 @@ incomplete(void)
 bool
 tpc_gid_lookup(const char *gid, TpcGid *copy)
 {
-	TpcGid	   *entry = NULL;
-
-	if (hash_get_num_entries(tpc_gids) > 0)
-	{
-		LWLockAcquire(&tpc_shared->gids, LW_SHARED);
-		entry = find(gid);
-		if (entry != NULL)
-			*copy = *entry;
-		LWLockRelease(&tpc_shared->gids);
-	}
-	if (entry != NULL)
+	if (tpc_gid_peek(gid, copy))
 		return true;
 	if (incomplete() && tpc_relation_exists("branch") &&
 		OidIsValid(get_extension_oid("tpc_amqp", true)))
@@ -172,9 +178,7 @@ tpc_gid_claim(const TpcGid *entry)
 	make_key(&claim.key, entry->key.gid);
 	claim.state = TPC_GID_PREPARING;
 
-	PushActiveSnapshot(GetTransactionSnapshot());
 	exists = tpc_branch_gid_exists(claim.key.gid);
-	PopActiveSnapshot();
 
 	/*
 	 * One that says PREPARED stays, even if there is no such transaction any
@@ -192,7 +196,7 @@ tpc_gid_claim(const TpcGid *entry)
 	if (in_use || exists)
 	{
 		if (!in_use)
-			tpc_gid_drop(claim.key.gid);
+			tpc_gid_drop(claim.key.gid, false);
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("transaction identifier \"%s\" is already in use",
@@ -221,28 +225,18 @@ tpc_gid_set_prepared(const char *gid)
 	LWLockRelease(&tpc_shared->gids);
 }
 
-/* tpc_gid_drop: forget it; its PREPARE failed.  Never raises. */
+/*
+ * tpc_gid_drop: forget it: its PREPARE failed; or, only_finished, its GID may
+ * be in use again.  Never raises.
+ */
 void
-tpc_gid_drop(const char *gid)
+tpc_gid_drop(const char *gid, bool only_finished)
 {
 	TpcGid	   *entry;
 
 	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
 	entry = find(gid);
-	if (entry != NULL)
-		remove_entry(entry);
-	LWLockRelease(&tpc_shared->gids);
-}
-
-/* tpc_gid_drop_finished: the same, if it is finished: its GID is in use again. */
-void
-tpc_gid_drop_finished(const char *gid)
-{
-	TpcGid	   *entry;
-
-	LWLockAcquire(&tpc_shared->gids, LW_EXCLUSIVE);
-	entry = find(gid);
-	if (entry != NULL && is_finished(entry))
+	if (entry != NULL && (!only_finished || is_finished(entry)))
 		remove_entry(entry);
 	LWLockRelease(&tpc_shared->gids);
 }
@@ -267,7 +261,7 @@ tpc_gid_set_finished(const char *gid, const TpcGlobalId *branch,
 	was_there = entry != NULL && entry->state == TPC_GID_PREPARED &&
 		(branch == NULL ||
 		 (entry->has_branch &&
-		  memcmp(&entry->branch, branch, sizeof(*branch)) == 0)) &&
+		  tpc_global_id_equal(&entry->branch, branch))) &&
 		(txn == NULL ||
 		 (entry->has_txn && tpc_gtid_compare(&entry->txn, txn) == 0));
 	if (was_there)
@@ -399,6 +393,9 @@ gather_decision(const TpcDecisionRow *row, TpcRowState state, void *arg)
 		return;
 	entry->has_txn = true;
 	entry->txn = row->gtid;
+	/* a committed one's row of branch is left out: its GID says as much */
+	if (tpc_branch_gid_parse(row->gid, NULL, &entry->branch))
+		entry->has_branch = true;
 	entry->votes_known = true;
 	for (int i = 0; i < row->nparticipants; i++)
 		entry->votes_known = entry->votes_known && row->users[i][0] != '\0';

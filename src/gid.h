@@ -12,11 +12,11 @@
 
 #include "shmem.h"
 
+extern bool tpc_gid_peek(const char *gid, TpcGid *copy);
 extern bool tpc_gid_lookup(const char *gid, TpcGid *copy);
 extern void tpc_gid_claim(const TpcGid *entry);
 extern void tpc_gid_set_prepared(const char *gid);
-extern void tpc_gid_drop(const char *gid);
-extern void tpc_gid_drop_finished(const char *gid);
+extern void tpc_gid_drop(const char *gid, bool only_finished);
 extern bool tpc_gid_set_finished(const char *gid, const TpcGlobalId *branch,
 								 const TpcGtid *txn, bool committed,
 								 TpcGid *copy);

@@ -28,6 +28,13 @@ tpc_gtid_compare(const TpcGtid *a, const TpcGtid *b)
 }
 
 bool
+tpc_global_id_equal(const TpcGlobalId *a, const TpcGlobalId *b)
+{
+	return tpc_gtid_compare(&a->gtid, &b->gtid) == 0 &&
+		strcmp(a->coordinator, b->coordinator) == 0;
+}
+
+bool
 tpc_gtid_is_zero(const TpcGtid *a)
 {
 	return a->incarnation == 0 && a->sequence == 0;

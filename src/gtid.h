@@ -40,6 +40,7 @@ typedef struct TpcGlobalId
 } TpcGlobalId;
 
 extern int	tpc_gtid_compare(const TpcGtid *a, const TpcGtid *b);
+extern bool tpc_global_id_equal(const TpcGlobalId *a, const TpcGlobalId *b);
 extern bool tpc_gtid_is_zero(const TpcGtid *a);
 extern void tpc_gtid_to_bytes(const TpcGtid *gtid, unsigned char bytes[16]);
 extern bool tpc_gtid_from_bytes(const unsigned char bytes[16], TpcGtid *gtid);

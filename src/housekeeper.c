@@ -39,8 +39,6 @@
 #define OUTBOX_LIMIT		4000
 #define FLOOR_INTERVAL_MS	1000
 #define FORGET_CHUNK		1000
-/* What anybody can have us complain about is logged this often at most. */
-#define LOG_INTERVAL_MS		60000
 #define BACKOFF_LIMIT		12	/* times resolve_interval */
 
 /* A committed transaction that has no entry in shared memory (any more). */
@@ -81,6 +79,7 @@ static TimestampTz looked_at = 0;
 static uint32 looked_requests = 0;
 static TimestampTz floor_at = 0;
 static TimestampTz mismatch_logged_at = 0;
+static TimestampTz attempt_logged_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
 static int	nsorted_finished = 0;
 static uint32 wait_event_outbox = 0;
@@ -270,16 +269,8 @@ report_ack(const TpcItem *item, const TpcMessage *msg, bool rolled_back)
 	ForceSyncCommit();
 
 	/* anybody can claim this of a transaction that was rolled back */
-	if (rolled_back)
-	{
-		TimestampTz now = GetCurrentTimestamp();
-
-		if (mismatch_logged_at != 0 &&
-			!TimestampDifferenceExceeds(mismatch_logged_at, now,
-										LOG_INTERVAL_MS))
-			return;
-		mismatch_logged_at = now;
-	}
+	if (rolled_back && !tpc_worker_may_log(&mismatch_logged_at))
+		return;
 	ereport(WARNING,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("transaction %s: incident \"%s\" at node \"%s\"",
@@ -685,14 +676,71 @@ inquire(TimestampTz now, bool all)
 }
 
 /*
+ * attempt: do something about one of many.  If that raises, say so: it must
+ * not keep us from the rest.  Begins and ends in turn_context and in no
+ * transaction.
+ */
+static void
+attempt(void (*act) (const void *arg), const void *arg, const char *what)
+{
+	PG_TRY();
+	{
+		act(arg);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(turn_context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		MemoryContextSwitchTo(turn_context);
+		if (tpc_worker_may_log(&attempt_logged_at))
+			ereport(WARNING,
+					(errcode(edata->sqlerrcode),
+					 errmsg("node \"%s\" could not look after \"%s\": %s",
+							node->name, what, edata->message),
+					 edata->detail ?
+					 errdetail_internal("%s", edata->detail) : 0,
+					 errhint("It keeps trying; this is logged once a minute at most.")));
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(turn_context);
+}
+
+/* Whether the entry of a committed transaction can be made of its row. */
+static bool
+row_says_all(const TpcDecisionRow *row)
+{
+	int			nacked = 0;
+
+	for (int i = 0; i < row->nparticipants; i++)
+	{
+		if (row->users[i][0] == '\0')
+			return false;
+		nacked += row->acked[i];
+	}
+	return nacked < row->nparticipants;
+}
+
+/*
  * revive: make the entry of a transaction of ours that was prepared when the
  * server went down.  What is not in its row, votes that came after PREPARE,
  * comes again with the inquiries of those branches.
+ *
+ * Or, if it is the other side of a branch, of one that has committed: the
+ * branch's acknowledgement waits for that.  Those need not all find room; and
+ * are not to take it from what is to come.
  */
 static void
-revive(const TpcGtid *gtid)
+revive(const TpcGtid *gtid, bool is_branch)
 {
 	TpcDecisionRow row;
+	TpcRowState state = tpc_decision_probe(gtid, &row);
 	TpcTxnKey	key;
 	TpcTxn	   *txn;
 	TpcParticipant *parts;
@@ -700,8 +748,11 @@ revive(const TpcGtid *gtid)
 	Size		size;
 	bool		found = false;
 
-	if (tpc_decision_probe(gtid, &row) != TPC_ROW_IN_PROGRESS ||
-		row.nparticipants == 0)
+	if (state == TPC_ROW_NONE || row.nparticipants == 0)
+		return;
+	if (state == TPC_ROW_COMMITTED &&
+		(!is_branch || !row_says_all(&row) ||
+		 hash_get_num_entries(tpc_txns) >= tpc_max_transactions / 2))
 		return;
 	size = sizeof(TpcParticipant) * row.nparticipants;
 	array = tpc_area_try_alloc(size);
@@ -719,9 +770,11 @@ revive(const TpcGtid *gtid)
 	{
 		memset((char *) txn + sizeof(TpcTxnKey), 0,
 			   sizeof(TpcTxn) - sizeof(TpcTxnKey));
-		txn->state = TPC_TXN_PREPARED;
+		txn->state = state == TPC_ROW_COMMITTED ?
+			TPC_TXN_COMMITTED : TPC_TXN_PREPARED;
 		txn->prepares_sent = true;
 		txn->started = txn->prepare_at = row.decided_at;
+		txn->decided_at = GetCurrentTimestamp();
 		txn->participants = array;
 		txn->nparticipants = txn->nexpected = row.nparticipants;
 		for (int i = 0; i < row.nparticipants; i++)
@@ -730,12 +783,15 @@ revive(const TpcGtid *gtid)
 			strlcpy(parts[i].user_id, row.users[i], sizeof(parts[i].user_id));
 			parts[i].sent = true;
 			parts[i].enlisted = row.enlisted[i];
+			parts[i].acked = row.acked[i];
 			if (row.users[i][0] != '\0')
 			{
 				parts[i].vote = TPC_PART_YES;
 				txn->nvotes++;
 			}
 		}
+		if (state == TPC_ROW_COMMITTED)
+			tpc_txn_queue(node, txn);
 	}
 	LWLockRelease(&tpc_shared->txns);
 	/* no room: the gid's entry says whether it needs its votes */
@@ -743,26 +799,40 @@ revive(const TpcGtid *gtid)
 		dsa_free(tpc_area(), array);
 }
 
+/* The same of one that was gathered (arg, a TpcGid). */
+static void
+revive_gathered(const void *arg)
+{
+	const TpcGid *entry = arg;
+
+	tpc_worker_begin();
+	revive(&entry->txn, entry->has_branch);
+	tpc_worker_end();
+}
+
 /* Once after the server's start: find what was prepared before. */
 static void
-load_prepared(void)
+load_prepared(const void *arg)
 {
 	List	   *gathered;
 	ListCell   *lc;
 
-	if (node->gids_known)
-		return;
 	tpc_worker_begin();
+	MemoryContextSwitchTo(turn_context);
 	gathered = tpc_gid_gather(NULL);
 	tpc_gid_load(gathered);
+	tpc_worker_end();
+	MemoryContextSwitchTo(turn_context);
 	foreach(lc, gathered)
 	{
 		TpcGid	   *entry = lfirst(lc);
 
-		if (entry->state == TPC_GID_PREPARED && entry->has_txn)
-			revive(&entry->txn);
+		/* one that cannot be made is as one that finds no room */
+		if (entry->has_txn &&
+			(entry->state == TPC_GID_PREPARED || entry->has_branch))
+			attempt(revive_gathered, entry, entry->key.gid);
 	}
-	tpc_worker_end();
+	tpc_wake_messenger(node);
 
 	/*
 	 * One that was finished after we saw it prepared may have an entry that
@@ -796,52 +866,56 @@ still_prepared(const TpcGid *entry, bool *committed)
 	return row.state == TPC_BRANCH_IN_PROGRESS;
 }
 
+/* One that an entry (arg, a TpcGid) says is prepared. */
+static void
+look_after_gid(const void *arg)
+{
+	const TpcGid *entry = arg;
+	bool		committed = false;
+
+	tpc_worker_begin();
+	if (!still_prepared(entry, &committed))
+	{
+		tpc_worker_end();
+		(void) tpc_prepared_tell(node, entry->key.gid,
+								 entry->has_branch ? &entry->branch : NULL,
+								 entry->has_txn ? &entry->txn : NULL,
+								 committed, InvalidDsaPointer);
+		return;
+	}
+	if (!entry->has_txn || entry->has_branch || tpc_prepared_timeout <= 0 ||
+		!TimestampDifferenceExceeds(entry->since, GetCurrentTimestamp(),
+									tpc_prepared_timeout))
+	{
+		tpc_worker_end();
+		return;
+	}
+	TPC_FAILPOINT("Q6.before");
+	if (!tpc_resolve_finish(entry->key.gid, false))
+		return;
+	(void) tpc_prepared_tell(node, entry->key.gid, NULL, &entry->txn, false,
+							 InvalidDsaPointer);
+	ereport(LOG,
+			(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
+					entry->key.gid, tpc_prepared_timeout),
+			 errhint("Setting \"tpc_amqp.prepared_timeout\" says how long to wait.")));
+}
+
 /*
  * look_after_prepared: tell of prepared transactions that were finished by
  * somebody who could not (he died, or went past us), and roll those back that
  * nobody has finished for prepared_timeout.
  */
 static void
-look_after_prepared(TimestampTz now)
+look_after_prepared(void)
 {
 	ListCell   *lc;
 
 	foreach(lc, tpc_gid_list(TPC_GID_PREPARED))
 	{
 		TpcGid	   *entry = lfirst(lc);
-		bool		committed = false;
 
-		tpc_worker_begin();
-		if (!still_prepared(entry, &committed))
-		{
-			tpc_worker_end();
-			MemoryContextSwitchTo(turn_context);
-			(void) tpc_prepared_tell(node, entry->key.gid,
-									 entry->has_branch ? &entry->branch : NULL,
-									 entry->has_txn ? &entry->txn : NULL,
-									 committed, InvalidDsaPointer);
-			continue;
-		}
-		if (entry->has_txn && !entry->has_branch &&
-			tpc_prepared_timeout > 0 &&
-			TimestampDifferenceExceeds(entry->since, now,
-									   tpc_prepared_timeout))
-		{
-			TPC_FAILPOINT("Q6.before");
-			if (tpc_resolve_finish(entry->key.gid, false))
-			{
-				(void) tpc_prepared_tell(node, entry->key.gid, NULL,
-										 &entry->txn, false,
-										 InvalidDsaPointer);
-				ereport(LOG,
-						(errmsg("rolled back prepared transaction \"%s\", which nobody has finished within %d ms",
-								entry->key.gid, tpc_prepared_timeout),
-						 errhint("Setting \"tpc_amqp.prepared_timeout\" says how long to wait.")));
-			}
-		}
-		else
-			tpc_worker_end();
-		MemoryContextSwitchTo(turn_context);
+		attempt(look_after_gid, entry, entry->key.gid);
 	}
 }
 
@@ -869,6 +943,22 @@ prepared_entries(void)
 	return result;
 }
 
+/* One whose entry says that it is prepared (arg, a TpcGtid). */
+static void
+look_after_entry(const void *arg)
+{
+	const TpcGtid *gtid = arg;
+	TpcRowState state;
+
+	tpc_worker_begin();
+	state = tpc_decision_probe(gtid, NULL);
+	tpc_worker_end();
+	if (state != TPC_ROW_IN_PROGRESS)
+		(void) tpc_prepared_set_decided(node, gtid,
+										state == TPC_ROW_COMMITTED, NULL,
+										InvalidDsaPointer);
+}
+
 /*
  * look_after_entries: what an entry says about being prepared must not
  * outlive it: while it does, nobody tells the participants.  The row decides,
@@ -881,25 +971,45 @@ look_after_entries(void)
 
 	foreach(lc, prepared_entries())
 	{
-		TpcGtid    *gtid = lfirst(lc);
-		TpcRowState state;
+		char		uuid[TPC_UUID_TEXT_SIZE];
 
-		tpc_worker_begin();
-		state = tpc_decision_probe(gtid, NULL);
-		tpc_worker_end();
-		MemoryContextSwitchTo(turn_context);
-		if (state != TPC_ROW_IN_PROGRESS)
-			(void) tpc_prepared_set_decided(node, gtid,
-											state == TPC_ROW_COMMITTED, NULL,
-											InvalidDsaPointer);
+		tpc_uuid_to_text(lfirst(lc), uuid);
+		attempt(look_after_entry, lfirst(lc), uuid);
 	}
+}
+
+/* Carry out what a person has decided about a branch (arg, a TpcHeuristic). */
+static void
+carry_out_one(const void *arg)
+{
+	const TpcHeuristic *heuristic = arg;
+	TpcBranchRow row;
+	char		gtid[TPC_GTID_TEXT_SIZE];
+
+	tpc_worker_begin();
+	tpc_branch_probe(&heuristic->id, &row);
+	if (!tpc_branch_is_prepared(&row))
+	{
+		tpc_worker_end();
+		return;
+	}
+	TPC_FAILPOINT("H2.before");
+	if (!tpc_resolve_finish(row.gid, heuristic->commit))
+		return;
+	(void) tpc_prepared_tell(node, row.gid, &heuristic->id, NULL,
+							 heuristic->commit, InvalidDsaPointer);
+	tpc_node_count(node, heuristic->commit ? TPC_STAT_BRANCHES_COMMITTED :
+				   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
+	tpc_gtid_to_text(&heuristic->id, gtid);
+	ereport(WARNING,
+			(errmsg("branch of transaction %s was %s by force", gtid,
+					heuristic->commit ? "committed" : "rolled back")));
 }
 
 /* Carry out what a person has decided about branches in doubt. */
 static void
 carry_out_forced(void)
 {
-	MemoryContext old = MemoryContextSwitchTo(turn_context);
 	List	   *pending;
 	ListCell   *lc;
 
@@ -911,32 +1021,11 @@ carry_out_forced(void)
 	foreach(lc, pending)
 	{
 		TpcHeuristic *heuristic = lfirst(lc);
-		TpcBranchRow row;
 		char		gtid[TPC_GTID_TEXT_SIZE];
 
-		tpc_worker_begin();
-		tpc_branch_probe(&heuristic->id, &row);
-		if (!tpc_branch_is_prepared(&row))
-		{
-			tpc_worker_end();
-			continue;
-		}
-		TPC_FAILPOINT("H2.before");
-		if (tpc_resolve_finish(row.gid, heuristic->commit))
-		{
-			(void) tpc_prepared_tell(node, row.gid, &heuristic->id, NULL,
-									 heuristic->commit, InvalidDsaPointer);
-			tpc_node_count(node, heuristic->commit ?
-						   TPC_STAT_BRANCHES_COMMITTED :
-						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
-			tpc_gtid_to_text(&heuristic->id, gtid);
-			ereport(WARNING,
-					(errmsg("branch of transaction %s was %s by force", gtid,
-							heuristic->commit ? "committed" : "rolled back")));
-		}
-		MemoryContextSwitchTo(turn_context);
+		tpc_gtid_to_text(&heuristic->id, gtid);
+		attempt(carry_out_one, heuristic, gtid);
 	}
-	MemoryContextSwitchTo(old);
 }
 
 /* Move this node's floor, which its messages carry. */
@@ -972,15 +1061,15 @@ tpc_housekeeper_turn(void)
 	old = MemoryContextSwitchTo(turn_context);
 	PG_TRY();
 	{
-		load_prepared();
-		MemoryContextSwitchTo(turn_context);
+		if (!node->gids_known)
+			attempt(load_prepared, NULL, "prepared transactions");
 		/* one that cannot be finished must not keep us from the rest */
 		if (requests != looked_requests ||
 			TimestampDifferenceExceeds(looked_at, now, tpc_resolve_interval))
 		{
 			looked_at = now;
 			looked_requests = requests;
-			look_after_prepared(now);
+			look_after_prepared();
 			look_after_entries();
 			carry_out_forced();
 		}
@@ -999,7 +1088,9 @@ tpc_housekeeper_turn(void)
 				}
 			}
 		}
-		forget_due(now);
+		/* an entry may still say that one of them is prepared */
+		if (node->gids_known)
+			forget_due(now);
 		if (pg_atomic_read_u64(&node->incarnation) != 0 &&
 			TimestampDifferenceExceeds(floor_at, now, FLOOR_INTERVAL_MS))
 		{

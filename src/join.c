@@ -30,6 +30,7 @@
 #include "message.h"
 #include "node.h"
 #include "operate.h"
+#include "resolve_worker.h"
 #include "shmem.h"
 #include "txn.h"
 
@@ -61,9 +62,6 @@ static dsa_pointer
 make_vote(const TpcGlobalId *id, TpcVote vote, char *reason)
 {
 	TpcMessage	msg;
-	TpcItem		head;
-	StringInfoData body;
-	dsa_pointer item;
 
 	memset(&msg, 0, sizeof(msg));
 	msg.type = TPC_MSG_VOTE;
@@ -74,18 +72,7 @@ make_vote(const TpcGlobalId *id, TpcVote vote, char *reason)
 		strcpy(msg.error.sqlstate, "40000");
 		msg.error.message = reason;
 	}
-	initStringInfo(&body);
-	tpc_message_encode_body(&msg, &body);
-
-	memset(&head, 0, sizeof(head));
-	head.kind = TPC_ITEM_MESSAGE;
-	head.type = TPC_MSG_VOTE;
-	head.id = *id;
-	strlcpy(head.peer, id->coordinator, sizeof(head.peer));
-	head.publish = true;
-	item = tpc_item_make(&head, body.data, body.len);
-	pfree(body.data);
-	return item;
+	return tpc_resolve_make(&msg, id->coordinator, false, NULL, false);
 }
 
 /*
@@ -140,7 +127,7 @@ tpc_join(PG_FUNCTION_ARGS)
 						node->name)));
 	if (joined.pending)
 	{
-		if (memcmp(&joined.id, &id, sizeof(id)) == 0)
+		if (tpc_global_id_equal(&joined.id, &id))
 			PG_RETURN_VOID();
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -195,35 +182,26 @@ tpc_join_at_pre_prepare(const char *gid, TpcGlobalId *id)
 	char		gtid[TPC_GTID_TEXT_SIZE];
 	TpcBranchRow row;
 
-	tpc_gtid_to_text(&joined.id, gtid);
 	if (joined.node->state != TPC_NODE_ATTACHED ||
 		joined.node->dbid != MyDatabaseId)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("this database has been detached")));
 
-	/* The unique index would say so too, later and less clearly. */
+	TPC_FAILPOINT("J1.before");
+	tpc_txn_make_synchronous();
+	/* Inserting would wait until the other one is decided. */
+	tpc_gtid_to_text(&joined.id, gtid);
 	tpc_branch_probe(&joined.id, &row);
 	if (row.state != TPC_BRANCH_NONE)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg(row.state == TPC_BRANCH_COMMITTED ?
 						"transaction %s has taken effect here already" :
-						"transaction %s has a branch here already", gtid)));
-
-	TPC_FAILPOINT("J1.before");
-	tpc_txn_make_synchronous();
-	/* Inserting would wait until the other one is decided. */
-	tpc_branch_probe(&joined.id, &row);
-	if (row.state != TPC_BRANCH_NONE)
-	{
-		tpc_gtid_to_text(&joined.id, gtid);
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("transaction %s has a branch here already", gtid),
+						"transaction %s has a branch here already", gtid),
+				 row.state == TPC_BRANCH_COMMITTED ? 0 :
 				 errdetail("It is that of prepared transaction \"%s\".",
 						   row.gid)));
-	}
 	/* Insert first, then look at the floor: see tpc_branch_below_floor. */
 	tpc_branch_insert(&joined.id, gid, "");
 	if (tpc_branch_below_floor(&joined.id, ""))

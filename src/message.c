@@ -934,6 +934,20 @@ parse_arg(Parser *parser, void *target)
 	return true;
 }
 
+/*
+ * make_room: for one more in an array of n that has *room; returns where it is
+ * now.  Both are 0 at first, and the array NULL.
+ */
+static void *
+make_room(void *array, int n, int *room, Size size)
+{
+	if (n < *room)
+		return array;
+	*room = *room == 0 ? 8 : *room * 2;
+	return array == NULL ? palloc(*room * size) :
+		repalloc(array, *room * size);
+}
+
 static const Field call_fields[] = {
 	FIELD("handler", true, parse_handler),
 	FIELD("arg", true, parse_arg)
@@ -958,15 +972,8 @@ parse_calls(Parser *parser, void *target)
 
 		if (msg->ncalls == TPC_MAX_CALLS)
 			return fail(parser, "too many calls in one prepare");
-		if (msg->ncalls == room)
-		{
-			room = (room == 0) ? 8 : room * 2;
-			if (msg->calls == NULL)
-				msg->calls = palloc(room * sizeof(TpcCallItem));
-			else
-				msg->calls = repalloc(msg->calls,
-									  room * sizeof(TpcCallItem));
-		}
+		msg->calls = make_room(msg->calls, msg->ncalls, &room,
+							   sizeof(TpcCallItem));
 		call = &msg->calls[msg->ncalls++];
 		memset(call, 0, sizeof(*call));
 		if (!parse_object(parser, call_fields, lengthof(call_fields), call))
@@ -1067,14 +1074,8 @@ parse_results(Parser *parser, void *target)
 	{
 		if (msg->nresults == TPC_MAX_CALLS)
 			return fail(parser, "too many results in one vote");
-		if (msg->nresults == room)
-		{
-			room = (room == 0) ? 8 : room * 2;
-			if (msg->results == NULL)
-				msg->results = palloc(room * sizeof(char *));
-			else
-				msg->results = repalloc(msg->results, room * sizeof(char *));
-		}
+		msg->results = make_room(msg->results, msg->nresults, &room,
+								 sizeof(char *));
 		msg->results[msg->nresults++] = NULL;
 		if (parser->lex->token_type == JSON_TOKEN_NULL)
 		{
@@ -1445,15 +1446,8 @@ parse_batch(Parser *parser, const TpcWire *wire, TpcBatch *batch)
 
 		if (batch->nitems == TPC_BATCH_MAX_ITEMS)
 			return fail(parser, "too many messages in one batch");
-		if (batch->nitems == room)
-		{
-			room = (room == 0) ? 8 : room * 2;
-			if (batch->items == NULL)
-				batch->items = palloc(room * sizeof(TpcBatchItem));
-			else
-				batch->items = repalloc(batch->items,
-										room * sizeof(TpcBatchItem));
-		}
+		batch->items = make_room(batch->items, batch->nitems, &room,
+								 sizeof(TpcBatchItem));
 		item = &batch->items[batch->nitems++];
 		memset(item, 0, sizeof(*item));
 		item->wire = *wire;

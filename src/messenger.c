@@ -61,8 +61,6 @@
 #define UNREAD_TURNS			16
 /* How many forgettable transactions go to the resolver at a time. */
 #define FORGET_BATCH			500
-/* Complaints about the broker are logged this often at most. */
-#define LOG_INTERVAL_MS			60000
 #define PREFETCH_DECISION		2000
 /* tpc_amqp.max_payload is of what users pass; votes have texts, too. */
 #define MAX_BODY				((size_t) tpc_max_payload * 1024 + 16384)
@@ -238,7 +236,6 @@ static void
 report_failure(const TpcBrokerError *error, bool lost)
 {
 	char		text[sizeof(node->last_error)];
-	TimestampTz now = GetCurrentTimestamp();
 
 	if (error->reply_code != 0)
 		snprintf(text, sizeof(text), "%s: %d %s", error->phase,
@@ -247,9 +244,7 @@ report_failure(const TpcBrokerError *error, bool lost)
 		snprintf(text, sizeof(text), "%s: %s", error->phase, error->text);
 	set_last_error(error->sqlstate, text);
 
-	if (lost || failure_logged_at == 0 ||
-		TimestampDifferenceExceeds(failure_logged_at, now, LOG_INTERVAL_MS))
-	{
+	if (tpc_worker_may_log(&failure_logged_at) || lost)
 		ereport(LOG,
 				(errcode(error->sqlstate),
 				 lost ?
@@ -259,8 +254,6 @@ report_failure(const TpcBrokerError *error, bool lost)
 						node->name, node->broker),
 				 errdetail("%s", text),
 				 errhint("It keeps trying; this is logged once a minute at most.")));
-		failure_logged_at = now;
-	}
 }
 
 static void
@@ -416,15 +409,11 @@ load_options(volatile bool *ok)
 		edata = CopyErrorData();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		if (options_logged_at == 0 ||
-			TimestampDifferenceExceeds(options_logged_at,
-									   GetCurrentTimestamp(),
-									   LOG_INTERVAL_MS))
+		if (tpc_worker_may_log(&options_logged_at))
 			ereport(LOG,
 					(errcode(edata->sqlerrcode),
 					 errmsg("node \"%s\" does not know its broker: %s",
 							node->name, edata->message)));
-		options_logged_at = GetCurrentTimestamp();
 		set_last_error(edata->sqlerrcode, edata->message);
 		set_link(TPC_LINK_DOWN);
 		*ok = false;
@@ -533,8 +522,10 @@ find_outgoing(const char *routing_key, bool expires)
  */
 static void
 publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
-		const char *body, size_t len, bool mandatory)
+		const char *body, size_t len)
 {
+	/* nobody waits for the answer to anything else that is not taken */
+	bool		mandatory = queue == TPC_QUEUE_PREPARE;
 	char		routing_key[TPC_QUEUE_NAME_SIZE];
 	Outgoing   *out;
 	int			at;
@@ -615,7 +606,7 @@ send_prepares(TpcTxn *txn)
 		message_init(&msg, TPC_MSG_PREPARE, &id);
 		msg.timeout_ms = (int) left;
 		publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
-				dsa_get_address(tpc_area(), body), parts[i].body_len, true);
+				dsa_get_address(tpc_area(), body), parts[i].body_len);
 		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 		parts[i].sent = true;
 		parts[i].body = InvalidDsaPointer;
@@ -635,7 +626,7 @@ send_decision(const TpcGlobalId *id, const char *to, bool commit)
 	message_init(&msg, commit ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK, id);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len, false);
+	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len);
 	tpc_node_count(node, commit ? TPC_STAT_COMMITS_SENT :
 				   TPC_STAT_ROLLBACKS_SENT, 1);
 }
@@ -1019,7 +1010,7 @@ serve_outbox(void)
 					item->type == TPC_MSG_ROLLBACK ||
 					item->type == TPC_MSG_UNKNOWN ?
 					TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
-					item->body, item->len, false);
+					item->body, item->len);
 			if (item->type == TPC_MSG_COMMIT)
 				tpc_node_count(node, TPC_STAT_COMMITS_SENT, 1);
 			else if (item->type == TPC_MSG_ROLLBACK)
@@ -1042,12 +1033,9 @@ serve_outbox(void)
 static void
 bad_message(const TpcBrokerEvent *event, const char *why)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
 	bad_unlogged++;
-	if (bad_logged_at == 0 ||
-		TimestampDifferenceExceeds(bad_logged_at, now, LOG_INTERVAL_MS))
+	if (tpc_worker_may_log(&bad_logged_at))
 	{
 		static const char *const suffixes[] = {"prepare", "decision", "vote"};
 
@@ -1059,7 +1047,6 @@ bad_message(const TpcBrokerEvent *event, const char *why)
 								  "%llu messages dropped since this was last logged.",
 								  (unsigned long) bad_unlogged,
 								  (unsigned long long) bad_unlogged)));
-		bad_logged_at = now;
 		bad_unlogged = 0;
 	}
 }
@@ -1085,8 +1072,7 @@ refuse_prepare(const TpcMessage *in, const char *sqlstate, const char *text)
 	msg.error.message = pstrdup(text);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE, body.data, body.len,
-			false);
+	publish(&msg, in->id.coordinator, TPC_QUEUE_VOTE, body.data, body.len);
 	tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
 }
 

@@ -71,9 +71,6 @@ typedef enum WorkResult
 	WORK_DROP					/* repeated prepare of a finished branch */
 } WorkResult;
 
-/* What anybody can have us complain about is logged this often at most. */
-#define LOG_INTERVAL_MS 60000
-
 /* The vote for which the memory is set aside. */
 static const char no_memory_vote[] =
 "{\"vote\":\"no\",\"error\":{\"sqlstate\":\"53200\","
@@ -279,7 +276,6 @@ result_to_wire(char *result)
 static Oid
 run_calls(const Work *work, bool *must_prepare)
 {
-	bool		any = false;
 	TpcMessage	msg;
 	const char *why;
 	Oid			running_as = InvalidOid;
@@ -319,10 +315,9 @@ run_calls(const Work *work, bool *must_prepare)
 						&running_as, &result);
 		if (result == NULL)
 			continue;
-		if (!any)
+		if (ncall_results == 0)
 			call_results = MemoryContextAllocZero(job_context,
 												  sizeof(char *) * msg.ncalls);
-		any = true;
 		ncall_results = msg.ncalls;
 		call_results[i] = result_to_wire(result);
 	}
@@ -537,20 +532,6 @@ describe_error(const Work *work, ErrorData *edata, TpcRemoteError *error)
 	explain_cancel(work, edata->sqlerrcode, error);
 }
 
-/* Malformed prepares are logged once a minute at most, as other messages. */
-static bool
-may_log_malformed(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (malformed_logged_at != 0 &&
-		!TimestampDifferenceExceeds(malformed_logged_at, now,
-									LOG_INTERVAL_MS))
-		return false;
-	malformed_logged_at = now;
-	return true;
-}
-
 /* One job from its transaction's start to its vote. */
 static void
 run_job(Work *work)
@@ -595,7 +576,8 @@ run_job(Work *work)
 		QueryCancelPending = false;
 		MemoryContextSwitchTo(job_context);
 		edata = CopyErrorData();
-		if (!malformed || may_log_malformed())
+		/* one anybody can send, as other messages that are dropped */
+		if (!malformed || tpc_worker_may_log(&malformed_logged_at))
 			EmitErrorReport();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();

@@ -42,8 +42,8 @@
 /* A request may be lost; it is repeated this often. */
 #define REQUEST_INTERVAL_MS 1000
 
-/* What tpc_prepared_before() let pass, for tpc_prepared_after(). */
-static TpcGid finishing;
+/* G whose transaction tpc_prepared_before() let pass as one of ours. */
+static TpcGtid finishing;
 
 static uint32 wait_event_decision = 0;
 
@@ -59,17 +59,6 @@ attached_node(void)
 		node = NULL;
 	LWLockRelease(&tpc_shared->control);
 	return node;
-}
-
-static bool
-still_exists(const char *gid)
-{
-	bool		exists;
-
-	PushActiveSnapshot(GetTransactionSnapshot());
-	exists = tpc_branch_gid_exists(gid);
-	PopActiveSnapshot();
-	return exists;
 }
 
 /* The global transaction an entry belongs to: that which decides over it. */
@@ -166,7 +155,7 @@ joined_state(const TpcGid *entry)
 	TpcBranchRow row;
 
 	if (tpc_gid_lookup(entry->key.gid, &now) && now.has_branch &&
-		memcmp(&now.branch, &entry->branch, sizeof(now.branch)) == 0)
+		tpc_global_id_equal(&now.branch, &entry->branch))
 		return now.state;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	tpc_branch_probe(&entry->branch, &row);
@@ -359,9 +348,9 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 		case TPC_GID_COMMITTED:
 		case TPC_GID_ABORTED:
 			/* the GID can be in use again: look anew */
-			if (still_exists(gid))
+			if (tpc_branch_gid_exists(gid))
 			{
-				tpc_gid_drop_finished(gid);
+				tpc_gid_drop(gid, true);
 				return tpc_prepared_before(gid, commit, top_level);
 			}
 			report_finished(node, &entry, commit);
@@ -382,7 +371,7 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 	 * Gone: a worker has finished it just now and is about to say so; or it
 	 * was finished past us, which is for the server to say.
 	 */
-	if (!still_exists(gid))
+	if (!tpc_branch_gid_exists(gid))
 	{
 		if (!wait_finished(gid, &entry))
 			return TPC_FINISH_PASS;
@@ -404,7 +393,7 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 	TPC_FAILPOINT("Q3.before");
 
 	/* Meanwhile a worker may have finished it, for a participant or for time. */
-	finishing = entry;
+	finishing = entry.txn;
 	if (tpc_gid_lookup(gid, &entry) &&
 		(entry.state == TPC_GID_COMMITTED || entry.state == TPC_GID_ABORTED))
 	{
@@ -421,14 +410,38 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 }
 
 /*
+ * leave_ack: have the acknowledgement of a branch go together with those of
+ * whom it has called.  One is enough: of a second one only the delivery is
+ * dealt with.  The caller holds txns, and has made the item, if there is one,
+ * so that this never raises.
+ */
+static void
+leave_ack(TpcNode *node, TpcTxn *txn, dsa_pointer ack)
+{
+	Assert(LWLockHeldByMeInMode(&tpc_shared->txns, LW_EXCLUSIVE));
+	if (!DsaPointerIsValid(ack))
+		return;
+	if (DsaPointerIsValid(txn->parent_ack))
+	{
+		TpcItem    *item = dsa_get_address(tpc_area(), ack);
+
+		item->publish = false;
+		tpc_outbox_push(node, ack);
+	}
+	else
+		txn->parent_ack = ack;
+}
+
+/*
  * tpc_prepared_set_decided: step Q4: the entry of a transaction whose own
  * prepared transaction was finished; the messenger tells the participants.
  * waiter: who waits for the acknowledgements, or NULL.  parent_ack: the item
- * that acknowledges the branch it is as well, which goes when those have come.
- * False if there is no such entry (the rest is the caller's then).  Never
- * raises.
+ * that acknowledges the branch it is as well, which goes when those have come;
+ * or InvalidDsaPointer.  Returns the entry, which stays as long as it has a
+ * waiter; NULL if there is none, or nothing to wait for any more (the rest is
+ * the caller's then).  Never raises.
  */
-bool
+TpcTxn *
 tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 						 Latch *waiter, dsa_pointer parent_ack)
 {
@@ -444,15 +457,20 @@ tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 		txn->state = commit ? TPC_TXN_COMMITTED : TPC_TXN_ABORTED;
 		txn->decided_at = GetCurrentTimestamp();
 		txn->waiter = waiter;
-		txn->parent_ack = parent_ack;
+		leave_ack(node, txn, parent_ack);
 		tpc_txn_queue(node, txn);
 	}
 	else if (txn != NULL && txn->state == TPC_TXN_COMMITTED && commit &&
-			 waiter != NULL && txn->waiter == NULL && !txn->done)
+			 !txn->done)
 	{
-		/* the lead was quicker to notice; there still is what to wait for */
-		txn->waiter = waiter;
-		waiting = true;
+		/* somebody was quicker to notice; there still is what to wait for */
+		if (waiter != NULL && txn->waiter == NULL)
+		{
+			txn->waiter = waiter;
+			waiting = true;
+		}
+		waiting = waiting || DsaPointerIsValid(parent_ack);
+		leave_ack(node, txn, parent_ack);
 	}
 	LWLockRelease(&tpc_shared->txns);
 	if (found)
@@ -461,14 +479,15 @@ tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid, bool commit,
 		if (commit)
 			tpc_node_count(node, TPC_STAT_COMMITS, 1);
 	}
-	return found || waiting;
+	return found || waiting ? txn : NULL;
 }
 
 /*
- * tpc_prepared_tell: a worker has finished a prepared transaction: tell who
- * waits for that, and its own participants, if it has some.  branch, txn: what
- * it belonged to, as far as is known, or NULL.  Whether parent_ack was taken
- * over.  Never raises.
+ * tpc_prepared_tell: a worker has finished a prepared transaction, or found it
+ * finished: tell who waits for that, and its own participants, if it has some.
+ * branch, txn: what it belonged to, as far as is known, or NULL.  parent_ack:
+ * the acknowledgement of the branch; whether it was taken over, to go with
+ * those of its own participants.  Never raises.
  */
 bool
 tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
@@ -476,10 +495,19 @@ tpc_prepared_tell(TpcNode *node, const char *gid, const TpcGlobalId *branch,
 {
 	TpcGid		entry;
 
-	if (!tpc_gid_set_finished(gid, branch, txn, commit, &entry) ||
-		!entry.has_txn)
+	if (!tpc_gid_set_finished(gid, branch, txn, commit, &entry))
+	{
+		/* It is told; but its participants may not all have answered. */
+		return DsaPointerIsValid(parent_ack) && tpc_gid_peek(gid, &entry) &&
+			entry.has_txn && entry.has_branch &&
+			tpc_global_id_equal(&entry.branch, branch) &&
+			tpc_prepared_set_decided(node, &entry.txn, commit, NULL,
+									 parent_ack) != NULL;
+	}
+	if (!entry.has_txn)
 		return false;
-	if (tpc_prepared_set_decided(node, &entry.txn, commit, NULL, parent_ack))
+	if (tpc_prepared_set_decided(node, &entry.txn, commit, NULL,
+								 parent_ack) != NULL)
 		return DsaPointerIsValid(parent_ack);
 
 	/* There was no room for its entry: the lead goes by the table. */
@@ -506,29 +534,18 @@ tpc_prepared_after(const char *gid, bool commit)
 	node = attached_node();
 	if (node != NULL)
 	{
-		(void) tpc_gid_set_finished(gid, NULL, &finishing.txn, commit,
-									&entry);
-		if (finishing.has_txn &&
-			tpc_prepared_set_decided(node, &finishing.txn, commit,
-									 wait ? MyLatch : NULL,
-									 InvalidDsaPointer))
-		{
-			if (wait)
-			{
-				/* it stays, as long as it has a waiter */
-				LWLockAcquire(&tpc_shared->txns, LW_SHARED);
-				txn = tpc_txn_find(node->dbid, &finishing.txn);
-				LWLockRelease(&tpc_shared->txns);
-			}
-		}
-		else
+		(void) tpc_gid_set_finished(gid, NULL, &finishing, commit, &entry);
+		txn = tpc_prepared_set_decided(node, &finishing, commit,
+									   wait ? MyLatch : NULL,
+									   InvalidDsaPointer);
+		if (txn == NULL)
 		{
 			/* the lead goes by the table */
 			pg_atomic_add_fetch_u32(&node->resolve_requests, 1);
 			tpc_wake_lead(node);
 		}
 		TPC_FAILPOINT("Q4.after");
-		if (txn != NULL)
+		if (txn != NULL && wait)
 			tpc_txn_wait_applied(node, txn, tpc_apply_timeout);
 	}
 	RESUME_INTERRUPTS();

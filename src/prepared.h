@@ -24,8 +24,8 @@ extern void tpc_prepared_after(const char *gid, bool commit);
 extern bool tpc_prepared_tell(TpcNode *node, const char *gid,
 							  const TpcGlobalId *branch, const TpcGtid *txn,
 							  bool commit, dsa_pointer parent_ack);
-extern bool tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid,
-									 bool commit, Latch *waiter,
-									 dsa_pointer parent_ack);
+extern TpcTxn *tpc_prepared_set_decided(TpcNode *node, const TpcGtid *gtid,
+										bool commit, Latch *waiter,
+										dsa_pointer parent_ack);
 
 #endif							/* TPC_PREPARED_H */

@@ -14,8 +14,12 @@
 
 #include "report.h"
 
-static char *
-to_server(char *utf8)
+/*
+ * tpc_report_to_server: a text of a message, in the database's encoding; NULL
+ * remains.  In a transaction.  Raises for what that encoding does not have.
+ */
+char *
+tpc_report_to_server(char *utf8)
 {
 	return utf8 == NULL ? NULL : pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
 }
@@ -60,13 +64,13 @@ tpc_report_remote_error(const char *node, const char *gtid, const char *body,
 				 errcontext("node \"%s\", transaction %s", node, gtid)));
 
 	s = msg.error.sqlstate;
-	detail = to_server(msg.error.detail);
+	detail = tpc_report_to_server(msg.error.detail);
 	if (hint == NULL)
-		hint = to_server(msg.error.hint);
-	context = to_server(msg.error.context);
+		hint = tpc_report_to_server(msg.error.hint);
+	context = tpc_report_to_server(msg.error.context);
 	ereport(ERROR,
 			(errcode(MAKE_SQLSTATE(s[0], s[1], s[2], s[3], s[4])),
-			 errmsg_internal("%s", to_server(msg.error.message)),
+			 errmsg_internal("%s", tpc_report_to_server(msg.error.message)),
 			 detail ? errdetail_internal("%s", detail) : 0,
 			 hint ? errhint("%s", hint) : 0,
 			 context ? errcontext("%s", context) : 0,

@@ -10,6 +10,7 @@
 
 #include "message.h"
 
+extern char *tpc_report_to_server(char *utf8);
 extern void tpc_report_remote_error(const char *node, const char *gtid,
 									const char *body, uint32 len,
 									const char *hint)

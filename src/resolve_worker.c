@@ -17,7 +17,6 @@
 
 #include "access/twophase.h"
 #include "access/xact.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -35,6 +34,7 @@
 #include "gid.h"
 #include "housekeeper.h"
 #include "prepared.h"
+#include "report.h"
 #include "resolve_worker.h"
 #include "settings.h"
 #include "shmem.h"
@@ -44,8 +44,8 @@
 #define RETRY_MAX_MS	1000
 /* After that it is left to re-sending. */
 #define RETRY_GIVE_UP_MS 60000
-/* Complaints about messages are logged this often at most. */
-#define LOG_INTERVAL_MS	60000
+/* How long commits wait, after a start, for what is known of branches. */
+#define GIDS_WAIT_MS	10000
 
 /* An item that has to be looked at again; in retry_context. */
 typedef struct Retry
@@ -62,13 +62,19 @@ static MemoryContext item_context = NULL;	/* reset per item */
 static MemoryContext retry_context = NULL;
 static List *retries = NIL;
 static TimestampTz forged_logged_at = 0;
+static TimestampTz forced_logged_at = 0;
 static TimestampTz lost_logged_at = 0;
 static TimestampTz mismatch_logged_at = 0;
 static uint32 wait_event_main = 0;
 
-static dsa_pointer
-make_item(TpcMessage *msg, const char *to, bool resent,
-		  const TpcItem *answered)
+/*
+ * tpc_resolve_make: a message for the messenger, not handed to it yet; see
+ * tpc_resolve_send.  If there is no room, it raises 53200; or, if try_only,
+ * returns InvalidDsaPointer.
+ */
+dsa_pointer
+tpc_resolve_make(TpcMessage *msg, const char *to, bool resent,
+				 const TpcItem *answered, bool try_only)
 {
 	StringInfoData body;
 	TpcItem		head;
@@ -90,7 +96,8 @@ make_item(TpcMessage *msg, const char *to, bool resent,
 		head.delivery_tag = answered->delivery_tag;
 		head.epoch = answered->epoch;
 	}
-	item = tpc_item_make(&head, body.data, body.len);
+	item = try_only ? tpc_item_try_make(&head, body.data, body.len) :
+		tpc_item_make(&head, body.data, body.len);
 	pfree(body.data);
 	return item;
 }
@@ -103,7 +110,7 @@ void
 tpc_resolve_send(TpcNode *to_node, TpcMessage *msg, const char *to,
 				 bool resent, const TpcItem *answered)
 {
-	tpc_outbox_push(to_node, make_item(msg, to, resent, answered));
+	tpc_outbox_push(to_node, tpc_resolve_make(msg, to, resent, answered, false));
 }
 
 /* Nothing to say, but the delivery is dealt with. */
@@ -123,10 +130,13 @@ acknowledge_delivery(const TpcItem *item)
 	tpc_outbox_push(node, tpc_item_make(&head, NULL, 0));
 }
 
-/* P7: tell the coordinator that the commit is durable here (or is not). */
-static void
-send_ack(const TpcItem *item, TpcAckOutcome outcome, bool forced,
-		 const char *reason)
+/*
+ * make_ack: what says that a commit is durable here (or is not), for
+ * send_ack().  try_only as for tpc_resolve_make.
+ */
+static dsa_pointer
+make_ack(const TpcItem *item, TpcAckOutcome outcome, bool forced,
+		 const char *reason, bool try_only)
 {
 	TpcMessage	msg;
 
@@ -136,65 +146,22 @@ send_ack(const TpcItem *item, TpcAckOutcome outcome, bool forced,
 	msg.outcome = outcome;
 	msg.forced = forced;
 	msg.error.message = unconstify(char *, reason);
-	TPC_FAILPOINT("P7.before");
-	tpc_resolve_send(node, &msg, item->id.coordinator, false, item);
-	TPC_FAILPOINT("P7.after");
+	return tpc_resolve_make(&msg, item->id.coordinator, false, item, try_only);
 }
 
 /*
- * committed: a branch has been committed as decided.  If it has called other
- * nodes itself, its acknowledgement waits for theirs.
+ * send_ack: step P7.  committed_gid: of the branch, if it is committed here,
+ * else NULL; if it has called other nodes itself, its acknowledgement waits
+ * for theirs.  Never raises.
  */
 static void
-committed(const TpcItem *item, const char *gid)
+send_ack(const TpcItem *item, const char *committed_gid, dsa_pointer ack)
 {
-	TpcMessage	msg;
-	dsa_pointer ack;
-
-	if (hash_get_num_entries(tpc_gids) == 0)
-	{
-		send_ack(item, TPC_ACK_COMMITTED, false, NULL);
-		return;
-	}
-	memset(&msg, 0, sizeof(msg));
-	msg.type = TPC_MSG_ACK;
-	msg.id = item->id;
-	msg.outcome = TPC_ACK_COMMITTED;
 	TPC_FAILPOINT("P7.before");
-	ack = make_item(&msg, item->id.coordinator, false, item);
-	if (!tpc_prepared_tell(node, gid, &item->id, NULL, true, ack))
+	if (committed_gid == NULL ||
+		!tpc_prepared_tell(node, committed_gid, &item->id, NULL, true, ack))
 		tpc_outbox_push(node, ack);
 	TPC_FAILPOINT("P7.after");
-}
-
-/*
- * acknowledged_later: whether a branch that is committed here, and has called
- * other nodes itself, is still to be acknowledged together with them.  Raises
- * as tpc_gid_lookup does.
- */
-static bool
-acknowledged_later(const TpcItem *item, const TpcBranchRow *row)
-{
-	TpcGid		entry;
-	TpcTxn	   *txn;
-	bool		later;
-
-	if (row->state != TPC_BRANCH_COMMITTED ||
-		hash_get_num_entries(tpc_gids) == 0 ||
-		!tpc_gid_lookup(row->gid, &entry) || !entry.has_txn ||
-		!entry.has_branch ||
-		memcmp(&entry.branch, &item->id, sizeof(entry.branch)) != 0)
-		return false;
-
-	/* still PREPARED: who has committed it is about to leave the ack there */
-	LWLockAcquire(&tpc_shared->txns, LW_SHARED);
-	txn = tpc_txn_find(node->dbid, &entry.txn);
-	later = txn != NULL &&
-		(txn->state == TPC_TXN_PREPARED ||
-		 (txn->state == TPC_TXN_COMMITTED && !txn->done &&
-		  DsaPointerIsValid(txn->parent_ack)));
-	LWLockRelease(&tpc_shared->txns);
-	return later;
 }
 
 /*
@@ -290,7 +257,8 @@ recall_branch(const TpcItem *item, TpcBranchRow *row)
  * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
  * returns true.  False if there is no such prepared transaction, or it is
  * busy (its backend is still leaving it, or another resolver has it).  The
- * caller is in a transaction of its own (tpc_worker_begin), which this ends.
+ * caller is in a transaction of its own (tpc_worker_begin), which this ends,
+ * unless it raises.
  */
 bool
 tpc_resolve_finish(const char *gid, bool commit)
@@ -308,37 +276,64 @@ tpc_resolve_finish(const char *gid, bool commit)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		int			sqlerrcode = geterrcode();
 
-		MemoryContextSwitchTo(item_context);
-		edata = CopyErrorData();
-		if (!finished && (edata->sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
-						  edata->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE))
-		{
-			FlushErrorState();
-			AbortOutOfAnyTransaction();
-			MemoryContextSwitchTo(caller);
-		}
-		else
+		if (finished || (sqlerrcode != ERRCODE_UNDEFINED_OBJECT &&
+						 sqlerrcode != ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE))
 			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(caller);
 	}
 	PG_END_TRY();
 	return finished;
 }
 
 /*
- * Whether to log something of a kind that others can have us log: once a
- * minute.  What has to be looked at is listed as an incident all the same.
+ * finish: steps P6 and P7: carry a decision out and tell.  False if there is
+ * nothing to finish, or it is busy, as tpc_resolve_finish says; or if there is
+ * no room to acknowledge it: then it is to be looked at again as well.
+ *
+ * The acknowledgement is made first.  Once the branch is committed, nothing
+ * may keep us from telling those that it has called.
  */
 static bool
-may_log(TimestampTz *logged_at)
+finish(const TpcItem *item, const char *gid, bool commit)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	volatile bool finished = false;
+	dsa_pointer ack = commit ?
+	make_ack(item, TPC_ACK_COMMITTED, false, NULL, true) : InvalidDsaPointer;
 
-	if (*logged_at != 0 &&
-		!TimestampDifferenceExceeds(*logged_at, now, LOG_INTERVAL_MS))
+	PG_TRY();
+	{
+		finished = tpc_resolve_finish(gid, commit);
+	}
+	PG_CATCH();
+	{
+		if (DsaPointerIsValid(ack))
+			dsa_free(tpc_area(), ack);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (!finished)
+	{
+		if (DsaPointerIsValid(ack))
+			dsa_free(tpc_area(), ack);
 		return false;
-	*logged_at = now;
+	}
+
+	tpc_node_count(node, commit ? TPC_STAT_BRANCHES_COMMITTED :
+				   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
+	if (DsaPointerIsValid(ack))
+	{
+		send_ack(item, gid, ack);
+		return true;
+	}
+	(void) tpc_prepared_tell(node, gid, &item->id, NULL, commit,
+							 InvalidDsaPointer);
+	if (commit)
+		return false;
+	acknowledge_delivery(item);
 	return true;
 }
 
@@ -346,7 +341,7 @@ static void
 report_forged(const TpcItem *item, const char *gtid)
 {
 	tpc_node_count(node, TPC_STAT_BAD_MESSAGES, 1);
-	if (!may_log(&forged_logged_at))
+	if (!tpc_worker_may_log(&forged_logged_at))
 		return;
 	ereport(LOG,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -384,6 +379,25 @@ says_forgotten(const TpcItem *item)
 }
 
 /*
+ * Whether to wait with commits.  Right after a start, nobody knows yet what
+ * branches have called: one that has would be acknowledged without waiting for
+ * that.  But not for longer than it would have waited.
+ */
+static bool
+awaits_gids(void)
+{
+	static TimestampTz since = 0;
+	TimestampTz now;
+
+	if (node->gids_known)
+		return false;
+	now = GetCurrentTimestamp();
+	if (since == 0)
+		since = now;
+	return !TimestampDifferenceExceeds(since, now, GIDS_WAIT_MS);
+}
+
+/*
  * decide: step P5.  Carry a decision out.  False if it has to be looked at
  * again soon.  Runs its own transactions.
  */
@@ -396,14 +410,9 @@ decide(const TpcItem *item)
 	bool		commit = item->type == TPC_MSG_COMMIT;
 	bool		forced_commit = false;
 	bool		forced;
-	bool		later;
 	char		gtid[TPC_GTID_TEXT_SIZE];
 
-	/*
-	 * Right after a start, nobody knows yet what branches have called: one
-	 * that has would be acknowledged without waiting for that.
-	 */
-	if (commit && !node->gids_known)
+	if (commit && awaits_gids())
 		return false;
 
 	TPC_FAILPOINT("P5.before");
@@ -442,20 +451,8 @@ decide(const TpcItem *item)
 	action = tpc_protocol_decide(&facts);
 	if (action == TPC_ACTION_FINISH)
 	{
-		if (tpc_resolve_finish(row.gid, commit))
-		{
-			tpc_node_count(node, commit ? TPC_STAT_BRANCHES_COMMITTED :
-						   TPC_STAT_BRANCHES_ROLLED_BACK, 1);
-			if (commit)
-				committed(item, row.gid);
-			else
-			{
-				(void) tpc_prepared_tell(node, row.gid, &item->id, NULL, false,
-										 InvalidDsaPointer);
-				acknowledge_delivery(item);
-			}
+		if (finish(item, row.gid, commit))
 			return true;
-		}
 		facts.gid_exists = false;
 		action = tpc_protocol_decide(&facts);
 		tpc_worker_begin();
@@ -480,15 +477,12 @@ decide(const TpcItem *item)
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
 			if (forced && facts.sender_matches)
 				(void) tpc_heuristic_answered(&item->id);
-			later = acknowledged_later(item, &row);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
-			if (later)
-			{
-				acknowledge_delivery(item);
-				break;
-			}
-			send_ack(item, TPC_ACK_COMMITTED, forced && forced_commit, NULL);
+			send_ack(item,
+					 row.state == TPC_BRANCH_COMMITTED ? row.gid : NULL,
+					 make_ack(item, TPC_ACK_COMMITTED,
+							  forced && forced_commit, NULL, false));
 			break;
 
 		case TPC_ACTION_FORCED_ROLLBACK:
@@ -496,12 +490,15 @@ decide(const TpcItem *item)
 								"It was rolled back here by force, and its coordinator committed it.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			ereport(WARNING,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("transaction %s was rolled back here by force, and its coordinator committed it",
-							gtid),
-					 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
-			send_ack(item, TPC_ACK_ROLLED_BACK, true, "rolled back by force");
+			if (tpc_worker_may_log(&forced_logged_at))
+				ereport(WARNING,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("transaction %s was rolled back here by force, and its coordinator committed it",
+								gtid),
+						 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
+			send_ack(item, NULL,
+					 make_ack(item, TPC_ACK_ROLLED_BACK, true,
+							  "rolled back by force", false));
 			break;
 
 		case TPC_ACTION_LOST:
@@ -509,13 +506,15 @@ decide(const TpcItem *item)
 								"The coordinator committed it, and this node has neither the prepared branch nor a record of it.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			if (may_log(&lost_logged_at))
+			if (tpc_worker_may_log(&lost_logged_at))
 				ereport(WARNING,
 						(errcode(ERRCODE_DATA_CORRUPTED),
 						 errmsg("branch of committed transaction %s is lost", gtid),
 						 errdetail("The coordinator committed it, and this node has neither the prepared branch nor a record of it."),
 						 errhint("It is listed in view tpc_amqp.incidents on both nodes.")));
-			send_ack(item, TPC_ACK_LOST, false, "no branch and no record of it");
+			send_ack(item, NULL,
+					 make_ack(item, TPC_ACK_LOST, false,
+							  "no branch and no record of it", false));
 			break;
 
 		case TPC_ACTION_MISMATCH:
@@ -526,15 +525,17 @@ decide(const TpcItem *item)
 								"It is committed here, and its coordinator rolled it back.");
 			ForceSyncCommit();
 			tpc_worker_end();
-			if (may_log(&mismatch_logged_at))
+			if (tpc_worker_may_log(&mismatch_logged_at))
 				ereport(WARNING,
 						(errcode(ERRCODE_DATA_CORRUPTED),
 						 errmsg("transaction %s is committed here, and its coordinator rolled it back",
 								gtid),
 						 errhint("It is listed in view tpc_amqp.incidents.")));
 			/* nobody waits for it, but there it is to be listed, too */
-			if (forced)
-				send_ack(item, TPC_ACK_COMMITTED, true, "committed by force");
+			if (forced && forced_commit)
+				send_ack(item, NULL,
+						 make_ack(item, TPC_ACK_COMMITTED, true,
+								  "committed by force", false));
 			else
 				acknowledge_delivery(item);
 			break;
@@ -569,8 +570,7 @@ note_unknown(const TpcItem *item)
 	msg.type = TPC_MSG_UNKNOWN;
 	if (tpc_message_decode_body(item->body, item->len, &msg, &why) &&
 		msg.error.message != NULL)
-		reason = pg_any_to_server(msg.error.message,
-								  strlen(msg.error.message), PG_UTF8);
+		reason = tpc_report_to_server(msg.error.message);
 	tpc_branch_probe(&item->id, &row);
 	if (row.state == TPC_BRANCH_IN_PROGRESS)
 		forged = !sender_matches(&row, item);

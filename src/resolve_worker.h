@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * resolve_worker.h
- *	  Sending from the resolve workers.
+ *	  Messages for the messenger, and finishing what is prepared.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,6 +10,9 @@
 
 #include "shmem.h"
 
+extern dsa_pointer tpc_resolve_make(TpcMessage *msg, const char *to,
+									bool resent, const TpcItem *answered,
+									bool try_only);
 extern void tpc_resolve_send(TpcNode *to_node, TpcMessage *msg,
 							 const char *to, bool resent,
 							 const TpcItem *answered);

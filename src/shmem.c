@@ -444,7 +444,7 @@ tpc_prepared_find(Oid dbid, const TpcGlobalId *id)
 
 	Assert(LWLockHeldByMe(&tpc_shared->jobs));
 	return place->dbid == dbid &&
-		memcmp(&place->id, id, sizeof(*id)) == 0 ? place : NULL;
+		tpc_global_id_equal(&place->id, id) ? place : NULL;
 }
 
 /*

@@ -1155,7 +1155,7 @@ at_abort(void)
 	TpcTxn	   *txn = current.txn;
 
 	if (gid_claimed)
-		tpc_gid_drop(prepare_gid);
+		tpc_gid_drop(prepare_gid, false);
 	tpc_join_at_abort();
 	if (txn == NULL)
 		return;

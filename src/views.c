@@ -15,7 +15,6 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/array.h"
@@ -30,6 +29,7 @@
 #include "gid.h"
 #include "message.h"
 #include "node.h"
+#include "report.h"
 #include "shmem.h"
 
 static void
@@ -430,8 +430,7 @@ results_array(char **results, int n)
 	{
 		nulls[i] = results[i] == NULL;
 		elems[i] = nulls[i] ? (Datum) 0 :
-			CStringGetTextDatum(pg_any_to_server(results[i],
-												 strlen(results[i]), PG_UTF8));
+			CStringGetTextDatum(tpc_report_to_server(results[i]));
 	}
 	return PointerGetDatum(construct_md_array(elems, nulls, 1, dims, lbs,
 											  TEXTOID, -1, false,
@@ -512,9 +511,8 @@ tpc_live_participants(PG_FUNCTION_ARGS)
 			(Datum) 0;
 		nulls[i] = !says_why;
 		values[i++] = says_why ?
-			CStringGetTextDatum(pg_any_to_server(msg.error.message,
-												 strlen(msg.error.message),
-												 PG_UTF8)) : (Datum) 0;
+			CStringGetTextDatum(tpc_report_to_server(msg.error.message)) :
+			(Datum) 0;
 		nulls[i] = msg.nresults == 0;
 		values[i++] = msg.nresults > 0 ?
 			results_array(msg.results, msg.nresults) : (Datum) 0;

@@ -26,6 +26,8 @@
 #include "settings.h"
 #include "worker.h"
 
+#define LOG_INTERVAL_MS 60000
+
 static const char *const role_names[] = {
 	[TPC_ROLE_MESSENGER] = "messenger",
 	[TPC_ROLE_PREPARE] = "prepare worker",
@@ -284,6 +286,22 @@ tpc_worker_wait(TpcWorker *self, bool (*more_work) (void), long timeout_ms,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 timeout_ms, wait_event);
 	pg_atomic_write_u32(&self->idle, 0);
+}
+
+/*
+ * tpc_worker_may_log: whether to log something of a kind that others can have
+ * us log: once a minute.  logged_at: when that was last done, 0 if never.
+ */
+bool
+tpc_worker_may_log(TimestampTz *logged_at)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (*logged_at != 0 &&
+		!TimestampDifferenceExceeds(*logged_at, now, LOG_INTERVAL_MS))
+		return false;
+	*logged_at = now;
+	return true;
 }
 
 /*

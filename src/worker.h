@@ -19,6 +19,7 @@ extern void tpc_worker_wait(TpcWorker *self, bool (*more_work) (void),
 extern void tpc_worker_connect(TpcNode *node, bool runs_handlers);
 extern bool tpc_worker_start(TpcNode *node, TpcRole role, int number);
 extern TpcWorker *tpc_worker_slot(TpcNode *node, TpcRole role, int number);
+extern bool tpc_worker_may_log(TimestampTz *logged_at);
 extern void tpc_worker_begin(void);
 extern void tpc_worker_end(void);
 extern int	tpc_worker_stop_all(TpcNode *node);

@@ -491,6 +491,64 @@ for my $case (
 	check($name, $said, $rc);
 	is(rows_of($row), $expected, '... it ends as it has to');
 }
+
+# A middle that has committed, and fails before it has told anybody or heard
+# that its leaf has, does not say that it is done before the leaf is.
+for my $case (
+	[ 'error at P6.after of the middle', 'P6.after', 'error' ],
+	[ 'error at P7.before of the middle', 'P7.before', 'error' ],
+	[ 'kill at P6.after of the middle', 'P6.after', 'kill' ],
+	[ 'kill at P7.before of the middle', 'P7.before', 'kill' ],
+	[ 'the middle is killed once the leaf is told' ])
+{
+	my ($name, $step, $action) = @$case;
+
+	$id++;
+	my $row = $id;
+	my $seen = counter($reviews, 'duplicates');
+
+	$stock->failpoint('P6.before', 'wait');
+	$reviews->failpoint($step, "$action:once") if $step;
+	my $offset = TpcTest->log_size($reviews->cluster);
+	my $run = $blog->start("SET tpc_amqp.apply_timeout = '60s';\n"
+		  . transaction(chain('reviews', 'stock'))
+		  . "\nCOMMIT;");
+	$stock->failpoint_reached('P6.before');
+	if (!$step)
+	{
+		$reviews->poll("SELECT count(*) = 1 FROM public.item WHERE id = $row");
+		TpcTest->kill9_server($reviews->cluster);
+		$reviews->cluster->start;
+	}
+	elsif ($action eq 'kill')
+	{
+		TpcTest->wait_for_log($reviews->cluster, qr/terminated by signal 9/,
+			$offset);
+	}
+	# A worker that failed looks again by itself; then the commit comes again.
+	$seen = $step && $action eq 'error' ? $seen + 1 : 0;
+	TpcPair::ready(@nodes);
+	ok( eval {
+			TpcTest::poll_until(
+				sub { counter($reviews, 'duplicates') > $seen },
+				'a repeated commit');
+			1;
+		},
+		"$name: it is told again");
+
+	# What it has said to that has come before this.
+	$id++;
+	commits("$name: beside it", '1100',
+		callee('reviews', callee('stock', { reads => 1 })));
+	is( $blog->sql("SELECT count(*) FROM pg_stat_activity
+		WHERE query = 'COMMIT;' AND state = 'active'"),
+		1, "$name: COMMIT waits for the leaf");
+	$stock->failpoint_clear('P6.before');
+	my (undef, $said, $rc) = $run->finish;
+	is("$rc $said", '0 ', "$name: COMMIT returns");
+	is(rows_of($row), '1110', '... when all have it');
+	settled_ok($name);
+}
 diag "$cells cells";
 
 # ---------------------------------------------------------------------------

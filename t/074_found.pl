@@ -188,4 +188,27 @@ $blog->poll(
 is($reviews->sql('SELECT answered FROM tpc_amqp.heuristic'),
 	't', 'a branch committed by force asks until it has heard');
 
+# ---------------------------------------------------------------------------
+# What somebody committed against a person's decision to roll back was reported
+# as committed by force
+
+for my $id (8, 9)
+{
+	begin($id);
+	join_and_prepare("by force $id", $id);
+	voted('yes');
+	$reviews->sql("SELECT tpc_amqp.force('$gtid', 'commit')");
+	$reviews->poll("SELECT count(*) FROM public.reviews WHERE id = $id", 1);
+	$reviews->sql('UPDATE tpc_amqp.heuristic SET commit = false
+		WHERE NOT answered') if $id == 8;
+	$session->query_safe('ROLLBACK');
+	$reviews->poll(
+		"SELECT string_agg(kind, ',' ORDER BY kind) FROM tpc_amqp.incidents
+		WHERE gtid = '$gtid'", 'forced,mismatch');
+}
+$blog->poll("SELECT string_agg(kind, ',') FROM tpc_amqp.incidents
+	WHERE gtid = '$gtid'", 'mismatch');
+is($blog->sql('SELECT count(*) FROM tpc_amqp.incidents'),
+	2, 'only what a person has committed is said to be');
+
 done_testing();
