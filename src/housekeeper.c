@@ -30,6 +30,7 @@
 #include "failpoint.h"
 #include "gid.h"
 #include "housekeeper.h"
+#include "kind.h"
 #include "prepared.h"
 #include "resolve_worker.h"
 #include "settings.h"
@@ -79,6 +80,7 @@ static uint32 scan_number = 0;
 static TimestampTz scanned_at = 0;
 static TimestampTz looked_at = 0;
 static uint32 looked_requests = 0;
+static TimestampTz kinds_at = 0;
 static TimestampTz floor_at = 0;
 static TimestampTz mismatch_logged_at = 0;
 static TpcFinished *sorted_finished = NULL; /* valid during a scan */
@@ -1000,6 +1002,12 @@ tpc_housekeeper_turn(void)
 			}
 		}
 		forget_due(now);
+		if (TimestampDifferenceExceeds(kinds_at, now, FLOOR_INTERVAL_MS))
+		{
+			kinds_at = now;
+			tpc_kind_follow(node);
+			MemoryContextSwitchTo(turn_context);
+		}
 		if (pg_atomic_read_u64(&node->incarnation) != 0 &&
 			TimestampDifferenceExceeds(floor_at, now, FLOOR_INTERVAL_MS))
 		{
