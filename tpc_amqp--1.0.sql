@@ -82,6 +82,8 @@ CREATE TABLE tpc_amqp.handler (
 	function text NOT NULL,
 	run_as regrole NOT NULL,
 	callers text[] COLLATE "C",
+	kind text COLLATE "C",
+	workers integer,
 	CONSTRAINT handler_pkey PRIMARY KEY (name)
 );
 SELECT pg_catalog.pg_extension_config_dump('tpc_amqp.handler', '');
@@ -133,11 +135,12 @@ COMMENT ON FUNCTION tpc_amqp.detach() IS
 'end being a node, and stop the workers';
 
 CREATE FUNCTION tpc_amqp.register_handler(name text, function regprocedure,
-	run_as regrole DEFAULT NULL, callers text[] DEFAULT NULL)
+	run_as regrole DEFAULT NULL, callers text[] DEFAULT NULL,
+	kind text DEFAULT NULL, workers integer DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME', 'tpc_register_handler'
 LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[]) IS
+COMMENT ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[], text, integer) IS
 'let other nodes call a function of this database by a name';
 
 CREATE FUNCTION tpc_amqp.unregister_handler(name text)
@@ -147,11 +150,12 @@ LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.unregister_handler(text) IS
 'take a handler back';
 
-CREATE FUNCTION tpc_amqp.call(node text, handler text, arg jsonb DEFAULT 'null')
+CREATE FUNCTION tpc_amqp.call(node text, handler text, arg jsonb DEFAULT 'null',
+	kind text DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME', 'tpc_call'
 LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION tpc_amqp.call(text, text, jsonb) IS
+COMMENT ON FUNCTION tpc_amqp.call(text, text, jsonb, text) IS
 'have a handler of another node run as part of this transaction, at COMMIT';
 
 CREATE FUNCTION tpc_amqp.enlist(node text)
@@ -336,7 +340,7 @@ COMMENT ON VIEW tpc_amqp.incidents IS
 'transactions whose outcome a person has to look at';
 
 CREATE VIEW tpc_amqp.handlers AS
-	SELECT h.name, h.function, h.run_as, h.callers
+	SELECT h.name, h.function, h.run_as, h.callers, h.kind, h.workers
 	FROM tpc_amqp.handler h;
 COMMENT ON VIEW tpc_amqp.handlers IS
 'functions other nodes may call';
@@ -375,9 +379,9 @@ COMMENT ON VIEW tpc_amqp.stat IS
 
 REVOKE ALL ON FUNCTION tpc_amqp.attach(name, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.detach() FROM PUBLIC;
-REVOKE ALL ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, text[], text, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.unregister_handler(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION tpc_amqp.call(text, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.call(text, text, jsonb, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.enlist(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.join(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.force(text, text) FROM PUBLIC;

@@ -131,7 +131,7 @@ SELECT pg_temp.try('SELECT tpc_amqp.unregister_handler(''add_review'')');
 SELECT pg_temp.try('TABLE tpc_amqp.handler');
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION
-	tpc_amqp.register_handler(text, regprocedure, regrole, text[]),
+	tpc_amqp.register_handler(text, regprocedure, regrole, text[], text, integer),
 	tpc_amqp.unregister_handler(text)
 	TO regress_tpc_app, regress_tpc_other;
 

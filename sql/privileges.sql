@@ -62,7 +62,7 @@ SET ROLE regress_tpc_app;
 SELECT tpc_amqp.call('reviews', 'add', '"no execute"');
 \echo :LAST_ERROR_SQLSTATE
 RESET ROLE;
-GRANT EXECUTE ON FUNCTION tpc_amqp.call(text, text, jsonb) TO regress_tpc_app;
+GRANT EXECUTE ON FUNCTION tpc_amqp.call(text, text, jsonb, text) TO regress_tpc_app;
 SET ROLE regress_tpc_app;
 BEGIN;
 INSERT INTO regress_privileges.entry VALUES ('granted');

@@ -59,6 +59,9 @@
 
 #include "broker_private.h"
 
+/* Consumer tags of kinds: this and the kind. */
+#define KIND_TAG_PREFIX "prepare:"
+
 static const char *const queue_suffix[TPC_QUEUE_KINDS] = {
 	"prepare", "decision", "vote"
 };
@@ -107,6 +110,15 @@ tpc_broker_queue_name(char out[TPC_QUEUE_NAME_SIZE], const char *node,
 {
 	snprintf(out, TPC_QUEUE_NAME_SIZE, "tpc_amqp.%s.%s", node,
 			 queue_suffix[kind]);
+}
+
+/* The same for prepares of a kind; "" is the general queue. */
+void
+tpc_broker_prepare_queue_name(char out[TPC_QUEUE_NAME_SIZE], const char *node,
+							  const char *call_kind)
+{
+	snprintf(out, TPC_QUEUE_NAME_SIZE, "tpc_amqp.%s.prepare%s%s", node,
+			 call_kind[0] != '\0' ? ":" : "", call_kind);
 }
 
 /*-------------------------------------------------------------------------
@@ -1339,6 +1351,19 @@ call_method(TpcBroker *b, uint32 id, void *decoded, uint32 answer,
 	}
 }
 
+/* What the queues are declared with; see declare(). */
+static void
+queue_declaration(amqp_queue_declare_t *queue, amqp_table_entry_t *classic,
+				  const char *name)
+{
+	*classic = text_entry("x-queue-type", "classic");
+	memset(queue, 0, sizeof(*queue));
+	queue->queue = bytes_of(name);
+	queue->durable = 1;
+	queue->arguments.num_entries = 1;
+	queue->arguments.entries = classic;
+}
+
 /*
  * Declares the exchange and the node's queues.
  *
@@ -1351,7 +1376,7 @@ declare(TpcBroker *b, size_t *scanned, int64 deadline)
 {
 	amqp_channel_open_t channel;
 	amqp_exchange_declare_t exchange;
-	amqp_table_entry_t classic = text_entry("x-queue-type", "classic");
+	amqp_table_entry_t classic;
 
 	b->phase = "channel";
 	memset(&channel, 0, sizeof(channel));
@@ -1376,11 +1401,7 @@ declare(TpcBroker *b, size_t *scanned, int64 deadline)
 
 		tpc_broker_queue_name(name, b->node, kind);
 		b->phase = "declare";
-		memset(&queue, 0, sizeof(queue));
-		queue.queue = bytes_of(name);
-		queue.durable = 1;
-		queue.arguments.num_entries = 1;
-		queue.arguments.entries = &classic;
+		queue_declaration(&queue, &classic, name);
 		if (!call_method(b, AMQP_QUEUE_DECLARE_METHOD, &queue,
 						 AMQP_QUEUE_DECLARE_OK_METHOD, scanned, deadline))
 			return false;
@@ -1682,6 +1703,7 @@ emit_content(TpcBroker *b, TpcBrokerEvent *event)
 	{
 		event->kind = c->skip ? TPC_EVENT_OVERSIZED : TPC_EVENT_DELIVERY;
 		event->queue = c->queue;
+		event->call_kind = c->call_kind;
 		event->delivery_tag = c->delivery_tag;
 		event->redelivered = c->redelivered;
 	}
@@ -1723,12 +1745,22 @@ begin_content(TpcBroker *b, const Frame *f)
 	else
 	{
 		amqp_basic_deliver_t *m = decoded;
+		const size_t prefix = strlen(KIND_TAG_PREFIX);
 		int			kind;
 
+		c->call_kind.ptr = NULL;
 		for (kind = 0; kind < TPC_QUEUE_KINDS; kind++)
 		{
 			if (bytes_are(m->consumer_tag, queue_suffix[kind]))
 				break;
+		}
+		if (m->consumer_tag.len > prefix &&
+			memcmp(m->consumer_tag.bytes, KIND_TAG_PREFIX, prefix) == 0)
+		{
+			c->call_kind = keep(c, m->consumer_tag);
+			c->call_kind.ptr += prefix;
+			c->call_kind.len -= prefix;
+			kind = TPC_QUEUE_PREPARE;
 		}
 		if (kind == TPC_QUEUE_KINDS)
 		{
@@ -1843,7 +1875,7 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 			decoded = tpc_broker_decode_method(b, f);
 			if (decoded != NULL)
 			{
-				char		tag[16];
+				char		tag[TPC_KIND_SIZE + 16];
 
 				tpc_broker_copy_text(tag, sizeof(tag),
 						  ((amqp_basic_cancel_t *) decoded)->consumer_tag);
@@ -2147,6 +2179,101 @@ tpc_broker_ack(TpcBroker *b, TpcQueueKind queue, uint64 delivery_tag,
 	return true;
 }
 
+/* Puts into the buffer what binds the queue of a kind. */
+static bool
+bind_kind(TpcBroker *b, const char *call_kind)
+{
+	char		name[TPC_QUEUE_NAME_SIZE];
+	amqp_queue_bind_t bind;
+
+	tpc_broker_prepare_queue_name(name, b->node, call_kind);
+	memset(&bind, 0, sizeof(bind));
+	bind.queue = bytes_of(name);
+	bind.exchange = bytes_of(TPC_EXCHANGE);
+	bind.routing_key = bytes_of(name);
+	bind.nowait = 1;
+	return tpc_broker_put_method(b, CHANNEL, AMQP_QUEUE_BIND_METHOD, &bind);
+}
+
+/*
+ * Buffers what has prepares of a kind delivered: as the node's other queues,
+ * and if the broker refuses, the connection is lost as with those.  Returns
+ * false if it is.
+ *
+ * On the same channel, so that acknowledgements remain one sequence.
+ */
+bool
+tpc_broker_add_kind(TpcBroker *b, const char *call_kind, int prefetch)
+{
+	char		name[TPC_QUEUE_NAME_SIZE];
+	char		tag[TPC_KIND_SIZE + 16];
+	amqp_table_entry_t classic;
+	amqp_queue_declare_t queue;
+	amqp_basic_qos_t qos;
+	amqp_basic_consume_t consume;
+
+	if (b->lost)
+		return false;
+	tpc_broker_prepare_queue_name(name, b->node, call_kind);
+	snprintf(tag, sizeof(tag), KIND_TAG_PREFIX "%s", call_kind);
+	queue_declaration(&queue, &classic, name);
+	queue.nowait = 1;
+	memset(&qos, 0, sizeof(qos));
+	qos.prefetch_count = (uint16) Min(Max(prefetch, 1), PG_UINT16_MAX);
+	memset(&consume, 0, sizeof(consume));
+	consume.queue = bytes_of(name);
+	consume.consumer_tag = bytes_of(tag);
+	consume.exclusive = 1;
+	consume.nowait = 1;
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		if (b->kinds[i][0] == '\0')
+		{
+			strlcpy(b->kinds[i], call_kind, sizeof(b->kinds[i]));
+			break;
+		}
+	}
+	return tpc_broker_put_method(b, CHANNEL, AMQP_QUEUE_DECLARE_METHOD,
+								 &queue) &&
+		bind_kind(b, call_kind) &&
+		tpc_broker_put_method(b, CHANNEL, AMQP_BASIC_QOS_METHOD, &qos) &&
+		tpc_broker_put_method(b, CHANNEL, AMQP_BASIC_CONSUME_METHOD,
+							  &consume);
+}
+
+/*
+ * Buffers what ends that and deletes the queue, so that coordinators learn at
+ * once.  The prepares in it are lost, as prepares may be.  Returns false if the
+ * connection is lost.
+ */
+bool
+tpc_broker_drop_kind(TpcBroker *b, const char *call_kind)
+{
+	char		name[TPC_QUEUE_NAME_SIZE];
+	char		tag[TPC_KIND_SIZE + 16];
+	amqp_basic_cancel_t cancel;
+	amqp_queue_delete_t delete;
+
+	if (b->lost)
+		return false;
+	tpc_broker_prepare_queue_name(name, b->node, call_kind);
+	snprintf(tag, sizeof(tag), KIND_TAG_PREFIX "%s", call_kind);
+	memset(&cancel, 0, sizeof(cancel));
+	cancel.consumer_tag = bytes_of(tag);
+	cancel.nowait = 1;
+	memset(&delete, 0, sizeof(delete));
+	delete.queue = bytes_of(name);
+	delete.nowait = 1;
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		if (strcmp(b->kinds[i], call_kind) == 0)
+			b->kinds[i][0] = '\0';
+	}
+	return tpc_broker_put_method(b, CHANNEL, AMQP_BASIC_CANCEL_METHOD,
+								 &cancel) &&
+		tpc_broker_put_method(b, CHANNEL, AMQP_QUEUE_DELETE_METHOD, &delete);
+}
+
 /*
  * Puts into the buffer what declares the exchange and binds the queues again,
  * without asking for an answer.
@@ -2180,6 +2307,11 @@ tpc_broker_bind_again(TpcBroker *b)
 		bind.routing_key = bytes_of(name);
 		bind.nowait = 1;
 		if (!tpc_broker_put_method(b, CHANNEL, AMQP_QUEUE_BIND_METHOD, &bind))
+			return false;
+	}
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		if (b->kinds[i][0] != '\0' && !bind_kind(b, b->kinds[i]))
 			return false;
 	}
 	return true;

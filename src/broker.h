@@ -19,12 +19,16 @@
 /* The node's queues: "tpc_amqp.<node>.<suffix>", also the routing key. */
 typedef enum TpcQueueKind
 {
-	TPC_QUEUE_PREPARE,			/* ".prepare", acknowledged by the caller */
+	TPC_QUEUE_PREPARE,			/* ".prepare", and ".prepare:<kind>";
+								 * acknowledged by the caller */
 	TPC_QUEUE_DECISION,			/* ".decision", acknowledged by the caller */
 	TPC_QUEUE_VOTE				/* ".vote", no acknowledgement */
 } TpcQueueKind;
 #define TPC_QUEUE_KINDS 3
-#define TPC_QUEUE_NAME_SIZE (TPC_NODE_SIZE + 32)
+#define TPC_QUEUE_NAME_SIZE (TPC_NODE_SIZE + TPC_KIND_SIZE + 32)
+
+/* Kinds of calls that have a prepare queue of their own, at most. */
+#define TPC_MAX_KINDS 16
 
 typedef struct TpcBrokerParams
 {
@@ -84,6 +88,7 @@ typedef struct TpcBrokerEvent
 {
 	TpcBrokerEventKind kind;
 	TpcQueueKind queue;			/* DELIVERY, OVERSIZED */
+	TpcSlice	call_kind;		/* of a prepare queue; ptr NULL: the general */
 	uint64		delivery_tag;
 	bool		redelivered;
 	TpcWire		wire;
@@ -160,6 +165,9 @@ typedef struct TpcBroker TpcBroker;
 
 extern void tpc_broker_queue_name(char out[TPC_QUEUE_NAME_SIZE],
 								  const char *node, TpcQueueKind kind);
+extern void tpc_broker_prepare_queue_name(char out[TPC_QUEUE_NAME_SIZE],
+										  const char *node,
+										  const char *call_kind);
 extern TpcBroker *tpc_broker_open(const TpcBrokerParams *params,
 								  TpcBrokerError *error);
 extern void tpc_broker_close(TpcBroker *broker);
@@ -171,6 +179,9 @@ extern bool tpc_broker_publish(TpcBroker *broker, const char *routing_key,
 							   const TpcWire *wire, bool mandatory);
 extern bool tpc_broker_ack(TpcBroker *broker, TpcQueueKind queue,
 						   uint64 delivery_tag, bool multiple);
+extern bool tpc_broker_add_kind(TpcBroker *broker, const char *call_kind,
+								int prefetch);
+extern bool tpc_broker_drop_kind(TpcBroker *broker, const char *call_kind);
 extern bool tpc_broker_bind_again(TpcBroker *broker);
 extern bool tpc_broker_flush(TpcBroker *broker);
 extern const TpcBrokerError *tpc_broker_error(TpcBroker *broker);

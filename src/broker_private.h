@@ -90,6 +90,7 @@ typedef struct Content
 	bool		returned;		/* basic.return, else basic.deliver */
 	bool		skip;			/* body is not stored */
 	TpcQueueKind queue;
+	TpcSlice	call_kind;
 	uint64		delivery_tag;
 	bool		redelivered;
 	TpcSlice	routing_key;
@@ -142,6 +143,7 @@ struct TpcBroker
 	int			nchannels;		/* highest number there may be */
 	struct TpcChannel **channels;	/* by number; see channel.c */
 	int			channels_size;
+	char		kinds[TPC_MAX_KINDS][TPC_KIND_SIZE];	/* "": none */
 	bool		blocked_held;	/* a BLOCKED to report first */
 	char		blocked_text[SHORTSTR_MAX + 1];
 

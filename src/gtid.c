@@ -157,6 +157,16 @@ tpc_gtid_from_text(const char *text, size_t len, TpcGlobalId *id)
 }
 
 /*
+ * tpc_kind_name_valid: 1 to 31 of a-z, A-Z, 0-9, '_' and '-'.
+ */
+bool
+tpc_kind_name_valid(const char *name, size_t len)
+{
+	return len <= TPC_KIND_MAXLEN && tpc_node_name_valid(name, len) &&
+		memchr(name, '.', len) == NULL;
+}
+
+/*
  * tpc_node_name_valid: 1 to 63 of a-z, A-Z, 0-9, '_', '-' and '.'.
  *
  * The name stands in queue names, in GIDs and before the '/' of a gtid, so it

@@ -11,6 +11,10 @@
 #define TPC_GTID_H
 
 /* A node's name, without the terminating zero. */
+/* A kind of calls: part of a queue's name. */
+#define TPC_KIND_MAXLEN 31
+#define TPC_KIND_SIZE (TPC_KIND_MAXLEN + 1)
+
 #define TPC_NODE_MAXLEN 63
 #define TPC_NODE_SIZE	(TPC_NODE_MAXLEN + 1)
 
@@ -49,6 +53,7 @@ extern bool tpc_uuid_from_text(const char *text, size_t len, TpcGtid *gtid);
 extern void tpc_gtid_to_text(const TpcGlobalId *id,
 							 char out[TPC_GTID_TEXT_SIZE]);
 extern bool tpc_gtid_from_text(const char *text, size_t len, TpcGlobalId *id);
+extern bool tpc_kind_name_valid(const char *name, size_t len);
 extern bool tpc_node_name_valid(const char *name, size_t len);
 
 #endif							/* TPC_GTID_H */

@@ -63,7 +63,9 @@
 #define HANDLER_FUNCTION	2
 #define HANDLER_RUN_AS		3
 #define HANDLER_CALLERS		4
-#define HANDLER_NATTS		4
+#define HANDLER_KIND		5
+#define HANDLER_WORKERS		6
+#define HANDLER_NATTS		6
 
 /* Where this process found a handler's row last: only ever a hint. */
 typedef struct SeenHandler
@@ -83,6 +85,7 @@ typedef struct HandlerRow
 	char	   *function;
 	Oid			run_as;
 	ArrayType  *callers;		/* NULL: all nodes */
+	char	   *kind;			/* NULL: none */
 } HandlerRow;
 
 /* Raises 42602. */
@@ -130,6 +133,32 @@ check_callers(ArrayType *callers)
 					 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
 							   TPC_NODE_MAXLEN)));
 	}
+}
+
+/* Raises 42602, 22023. */
+static void
+check_kind(const char *kind, int workers, bool workers_given)
+{
+	if (kind == NULL)
+	{
+		if (workers_given)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a handler without a kind has no workers of its own"),
+					 errhint("\"tpc_amqp.prepare_workers\" is their number.")));
+		return;
+	}
+	if (!tpc_kind_name_valid(kind, strlen(kind)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid name of a kind \"%s\"", kind),
+				 errdetail("It has 1 to %d of the characters a-z, A-Z, 0-9, \"_\" and \"-\".",
+						   TPC_KIND_MAXLEN)));
+	if (workers < 1 || workers > TPC_MAX_PREPARE_WORKERS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("workers of a kind must be between 1 and %d",
+						TPC_MAX_PREPARE_WORKERS)));
 }
 
 static bool
@@ -245,9 +274,90 @@ find_handler(Relation rel, const char *name, HandlerRow *row)
 		row->run_as = DatumGetObjectId(datum);
 		datum = slot_getattr(slot, HANDLER_CALLERS, &isnull);
 		row->callers = isnull ? NULL : DatumGetArrayTypePCopy(datum);
+		datum = slot_getattr(slot, HANDLER_KIND, &isnull);
+		row->kind = isnull ? NULL : TextDatumGetCString(datum);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	return found;
+}
+
+/* Add what a handler of a kind asks for to a list of TpcKind. */
+static List *
+add_kind(List *kinds, const char *name, int workers)
+{
+	TpcKind    *kind;
+	ListCell   *lc;
+
+	foreach(lc, kinds)
+	{
+		kind = lfirst(lc);
+		if (strcmp(kind->name, name) == 0)
+		{
+			kind->workers = Max(kind->workers, workers);
+			return kinds;
+		}
+	}
+	kind = palloc0(sizeof(TpcKind));
+	strlcpy(kind->name, name, sizeof(kind->name));
+	kind->workers = workers;
+	return lappend(kinds, kind);
+}
+
+/* The kinds of all handlers but one, which may be NULL. */
+static List *
+read_kinds(Relation rel, const char *except)
+{
+	List	   *kinds = NIL;
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0,
+										  NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		TupleDesc	desc = RelationGetDescr(rel);
+		bool		isnull;
+		bool		never;
+		Datum		kind = heap_getattr(tuple, HANDLER_KIND, desc, &isnull);
+		Datum		workers = heap_getattr(tuple, HANDLER_WORKERS, desc,
+										   &never);
+		Datum		name = heap_getattr(tuple, HANDLER_NAME, desc, &never);
+
+		if (isnull ||
+			(except != NULL &&
+			 strcmp(TextDatumGetCString(name), except) == 0))
+			continue;
+		kinds = add_kind(kinds, TextDatumGetCString(kind),
+						 DatumGetInt32(workers));
+	}
+	systable_endscan(scan);
+	return kinds;
+}
+
+/*
+ * tpc_handler_kinds: what kinds there are to be, as a list of TpcKind in the
+ * current context.  With a transaction, and the extension installed.
+ */
+List *
+tpc_handler_kinds(void)
+{
+	Relation	rel = tpc_relation_open("handler", AccessShareLock);
+	List	   *kinds = read_kinds(rel, NULL);
+
+	table_close(rel, AccessShareLock);
+	return kinds;
+}
+
+/* Raises 53400 if there are too many kinds already. */
+static void
+check_kind_room(Relation rel, const char *kind, const char *handler)
+{
+	List	   *kinds = add_kind(read_kinds(rel, handler), kind, 1);
+
+	if (list_length(kinds) > TPC_MAX_KINDS)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many kinds of handlers"),
+				 errdetail("The limit is %d.", TPC_MAX_KINDS)));
 }
 
 /*
@@ -280,10 +390,13 @@ check_role(Oid role, const char *action)
 
 /*
  * tpc_register_handler(name text, function regprocedure, run_as regrole,
- *						callers text[]) returns void
+ *						callers text[], kind text, workers integer)
+ *	returns void
  *
  * Let other nodes call a function by a name.  A name that is taken is given
- * to the new function.
+ * to the new function.  With a kind, calls come through a queue of that name
+ * and are run by workers of their own, as many as the handlers of the kind ask
+ * for; from a second after the commit on.
  */
 PG_FUNCTION_INFO_V1(tpc_register_handler);
 Datum
@@ -293,6 +406,9 @@ tpc_register_handler(PG_FUNCTION_ARGS)
 	Oid			funcid;
 	Oid			run_as = PG_ARGISNULL(2) ? GetUserId() : PG_GETARG_OID(2);
 	ArrayType  *callers = PG_ARGISNULL(3) ? NULL : PG_GETARG_ARRAYTYPE_P(3);
+	char	   *kind = PG_ARGISNULL(4) ? NULL :
+	text_to_cstring(PG_GETARG_TEXT_PP(4));
+	int			workers = PG_ARGISNULL(5) ? 1 : PG_GETARG_INT32(5);
 	Relation	rel;
 	HandlerRow	row;
 	HeapTuple	tuple;
@@ -311,6 +427,7 @@ tpc_register_handler(PG_FUNCTION_ARGS)
 	check_function(funcid);
 	if (callers != NULL)
 		check_callers(callers);
+	check_kind(kind, workers, !PG_ARGISNULL(5));
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(run_as)))
 		ereport(ERROR,
@@ -327,12 +444,19 @@ tpc_register_handler(PG_FUNCTION_ARGS)
 
 	/* The lock has registrations wait for each other, and nobody else. */
 	rel = tpc_relation_open("handler", ShareRowExclusiveLock);
+	if (kind != NULL)
+		check_kind_room(rel, kind, name);
 	values[HANDLER_NAME - 1] = CStringGetTextDatum(name);
 	values[HANDLER_FUNCTION - 1] =
 		CStringGetTextDatum(format_procedure_qualified(funcid));
 	values[HANDLER_RUN_AS - 1] = ObjectIdGetDatum(run_as);
 	values[HANDLER_CALLERS - 1] = PointerGetDatum(callers);
 	nulls[HANDLER_CALLERS - 1] = callers == NULL;
+	if (kind != NULL)
+		values[HANDLER_KIND - 1] = CStringGetTextDatum(kind);
+	nulls[HANDLER_KIND - 1] = kind == NULL;
+	values[HANDLER_WORKERS - 1] = Int32GetDatum(workers);
+	nulls[HANDLER_WORKERS - 1] = kind == NULL;
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	if (find_handler(rel, name, &row))
 	{
@@ -396,10 +520,12 @@ handler_error_context(void *arg)
 
 /*
  * find_callable: the function of a handler, and the role it runs as.  Raises
- * unless the node may call it and the role may execute it.
+ * unless the node may call it, as one of that kind, and the role may execute
+ * it.  kind NULL: any.
  */
 static Oid
-find_callable(const char *name, const char *caller, Oid *run_as)
+find_callable(const char *name, const char *caller, const char *kind,
+			  Oid *run_as)
 {
 	Relation	rel;
 	HandlerRow	row;
@@ -423,6 +549,16 @@ find_callable(const char *name, const char *caller, Oid *run_as)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("node \"%s\" may not call handler \"%s\"",
 						caller, name)));
+
+	/* else those of its kind could hold up others */
+	if (kind != NULL && row.kind != NULL && strcmp(row.kind, kind) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("handler \"%s\" is of kind \"%s\"", name, row.kind),
+				 kind[0] == '\0' ?
+				 errdetail("It was called as one of no kind.") :
+				 errdetail("It was called as one of kind \"%s\".", kind),
+				 errhint("Pass its kind to tpc_amqp.call().")));
 
 	funcid = find_function(row.function);
 	if (!OidIsValid(funcid))
@@ -482,7 +618,8 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
 
 /*
  * tpc_handler_run: step P2.  Run a handler on an argument, JSON text in the
- * server's encoding, for a node.  *result is the text of what it returns,
+ * server's encoding, for a node, as one of this kind ("": none; NULL: whatever
+ * it is).  *result is the text of what it returns,
  * palloc'd in the caller's context, or NULL.
  *
  * The caller has begun a transaction (no subtransaction) as a superuser, with
@@ -492,7 +629,7 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * its own role on again after the end of the transaction.
  *
  * Raises what the handler raises; 42883 if there is no such handler or its
- * function is gone, 42704 if its role is, 42501 if the node may not call it or
+ * function is gone, 42704 if its role is, 55000 if it is of another kind, 42501 if the node may not call it or
  * the role may not execute it.
  *
  * What handlers set (SET, SET LOCAL) holds for further ones of the same role
@@ -503,8 +640,9 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * transaction when the next one's first handler is about to run.
  */
 void
-tpc_handler_run(const char *name, const char *caller, const char *arg,
-				size_t arg_len, Oid *running_as, char **result)
+tpc_handler_run(const char *name, const char *caller, const char *kind,
+				const char *arg, size_t arg_len, Oid *running_as,
+				char **result)
 {
 	MemoryContext call_context;
 	MemoryContext old_context;
@@ -519,7 +657,7 @@ tpc_handler_run(const char *name, const char *caller, const char *arg,
 										 ALLOCSET_DEFAULT_SIZES);
 	old_context = MemoryContextSwitchTo(call_context);
 
-	funcid = find_callable(name, caller, &run_as);
+	funcid = find_callable(name, caller, kind, &run_as);
 
 	/*
 	 * Deferred triggers run as whoever is current when they fire, so those of

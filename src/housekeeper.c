@@ -30,6 +30,7 @@
 #include "failpoint.h"
 #include "gid.h"
 #include "housekeeper.h"
+#include "kind.h"
 #include "prepared.h"
 #include "resolve_worker.h"
 #include "settings.h"
@@ -77,6 +78,7 @@ static uint32 scan_number = 0;
 static TimestampTz scanned_at = 0;
 static TimestampTz looked_at = 0;
 static uint32 looked_requests = 0;
+static TimestampTz kinds_at = 0;
 static TimestampTz floor_at = 0;
 static TimestampTz mismatch_logged_at = 0;
 static TimestampTz attempt_logged_at = 0;
@@ -1091,6 +1093,12 @@ tpc_housekeeper_turn(void)
 		/* an entry may still say that one of them is prepared */
 		if (node->gids_known)
 			forget_due(now);
+		if (TimestampDifferenceExceeds(kinds_at, now, FLOOR_INTERVAL_MS))
+		{
+			kinds_at = now;
+			tpc_kind_follow(node);
+			MemoryContextSwitchTo(turn_context);
+		}
 		if (pg_atomic_read_u64(&node->incarnation) != 0 &&
 			TimestampDifferenceExceeds(floor_at, now, FLOOR_INTERVAL_MS))
 		{

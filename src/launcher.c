@@ -212,11 +212,54 @@ want_worker(TpcNode *node, TpcRole role, int number, TimestampTz now)
 	return tpc_worker_start(node, role, number);
 }
 
+/*
+ * Say which prepare workers are for jobs of which kind; returns how many there
+ * are to be.  One that finds itself assigned to another kind leaves.  If there
+ * are not places for all, the last kinds have fewer, but one each.
+ */
+static int
+assign_kinds(TpcNode *node)
+{
+	int			n = 0;
+	int			kinds_left = 0;
+
+	for (int kind = 0; kind < TPC_MAX_KINDS; kind++)
+	{
+		if (node->kinds[kind].name[0] != '\0')
+			kinds_left++;
+	}
+	for (int kind = TPC_KIND_GENERAL; kind < TPC_MAX_KINDS; kind++)
+	{
+		int			wanted = tpc_prepare_workers;
+
+		if (kind != TPC_KIND_GENERAL)
+		{
+			if (node->kinds[kind].name[0] == '\0')
+				continue;
+			wanted = node->kinds[kind].workers;
+			kinds_left--;
+		}
+		for (int i = 0; i < wanted && n < TPC_MAX_PREPARE_WORKERS - kinds_left;
+			 i++)
+		{
+			if (node->prepare_kind[n] != kind)
+			{
+				node->prepare_kind[n] = (int8) kind;
+				if (node->prepare[n].latch != NULL)
+					SetLatch(node->prepare[n].latch);
+			}
+			n++;
+		}
+	}
+	return n;
+}
+
 /* Bring an attached node's workers to the configured number. */
 static void
 keep_running(TpcNode *node, TimestampTz now)
 {
 	bool		ok;
+	int			nprepare;
 
 	ok = want_worker(node, TPC_ROLE_MESSENGER, 0, now);
 	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
@@ -226,9 +269,10 @@ keep_running(TpcNode *node, TimestampTz now)
 		else if (node->resolve[i].pid != 0)
 			kill(node->resolve[i].pid, SIGTERM);
 	}
+	nprepare = assign_kinds(node);
 	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
 	{
-		if (i < tpc_prepare_workers)
+		if (i < nprepare)
 			ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
 		else if (node->prepare[i].pid != 0)
 			kill(node->prepare[i].pid, SIGTERM);
@@ -247,6 +291,20 @@ keep_running(TpcNode *node, TimestampTz now)
 	node->no_slots = !ok;
 }
 
+/* How many there should be. */
+static int
+prepare_workers_of(TpcNode *node)
+{
+	int			n = tpc_prepare_workers;
+
+	for (int kind = 0; kind < TPC_MAX_KINDS; kind++)
+	{
+		if (node->kinds[kind].name[0] != '\0')
+			n += node->kinds[kind].workers;
+	}
+	return Min(n, TPC_MAX_PREPARE_WORKERS);
+}
+
 /* Say once, and not while holding a lock, that workers are missing. */
 static void
 report_missing_workers(void)
@@ -261,7 +319,7 @@ report_missing_workers(void)
 					 errmsg("out of background worker slots for node \"%s\"",
 							node->name),
 					 errdetail("It needs %d processes.",
-							   1 + tpc_prepare_workers + tpc_resolve_workers +
+							   1 + prepare_workers_of(node) + tpc_resolve_workers +
 							   (pg_atomic_read_u32(&node->wants_relay) ? 1 : 0) +
 							   (pg_atomic_read_u32(&node->wants_consumers) ?
 								tpc_consume_workers : 0)),
@@ -318,6 +376,8 @@ clear_node(TpcNode *node)
 		hash_search(tpc_jobs, &job->key, HASH_REMOVE, NULL);
 	}
 	dlist_init(&node->job_queue);
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+		dlist_init(&node->kind_queue[i]);
 	LWLockRelease(&tpc_shared->jobs);
 
 	item = tpc_outbox_take(node);
@@ -358,6 +418,7 @@ wind_down(TpcNode *node)
 	node->nfinished = 0;
 	node->finished_size = 0;
 	LWLockRelease(&tpc_shared->txns);
+	memset(node->kinds, 0, sizeof(node->kinds));
 	node->dbid = InvalidOid;
 	node->name[0] = '\0';
 	node->broker[0] = '\0';

@@ -141,7 +141,10 @@ static HTAB *floors = NULL;
 static List *outgoing = NIL;	/* of Outgoing, in turn_context */
 static Latch *waiters[256];		/* backends to be woken */
 static int	nwaiters = 0;
-static int	new_jobs = 0;		/* prepare workers to be woken */
+static int	new_jobs[1 + TPC_MAX_KINDS];	/* prepare workers to be woken; by
+											 * kind, the general one first */
+static uint32 kinds_seen = 0;
+static char consumed_kinds[TPC_MAX_KINDS][TPC_KIND_SIZE];	/* of the connection */
 static int	new_decisions = 0;	/* resolve workers to be woken */
 static HTAB *deliveries = NULL; /* those of the present connection */
 static dlist_head deliveries_open = DLIST_STATIC_INIT(deliveries_open);
@@ -311,6 +314,18 @@ requeue_transactions(void)
 	LWLockRelease(&tpc_shared->txns);
 }
 
+/* How many prepares may be here at a time, of a queue with so many workers. */
+static int
+prepare_prefetch(int workers)
+{
+	/* full batches, too, are to find room in the table of jobs */
+	int			prefetch = Min(Max(16, 4 * workers),
+							   Max(workers, tpc_max_transactions /
+								   TPC_BATCH_MAX_ITEMS));
+
+	return Min(prefetch, tpc_max_transactions);
+}
+
 /* One attempt to connect; false if it failed (and was reported). */
 static bool
 try_connect(void)
@@ -331,12 +346,7 @@ try_connect(void)
 	params.cacert = conninfo.cacert[0] ? conninfo.cacert : NULL;
 	params.cert = conninfo.cert[0] ? conninfo.cert : NULL;
 	params.key = conninfo.key[0] ? conninfo.key : NULL;
-	/* full batches, too, are to find room in the table of jobs */
-	params.prefetch_prepare = Min(Max(16, 4 * tpc_prepare_workers),
-								  Max(tpc_prepare_workers,
-									  tpc_max_transactions / TPC_BATCH_MAX_ITEMS));
-	params.prefetch_prepare = Min(params.prefetch_prepare,
-								  tpc_max_transactions);
+	params.prefetch_prepare = prepare_prefetch(tpc_prepare_workers);
 	params.prefetch_decision = PREFETCH_DECISION;
 	params.max_body = Max(MAX_BODY, TPC_BATCH_MAX_BYTES);
 	params.node = node->name;
@@ -363,6 +373,36 @@ try_connect(void)
 	return true;
 }
 
+/*
+ * Consume prepares of the kinds there are, and of no others.  On a new
+ * connection none are consumed yet, but queues may be left of former kinds.
+ */
+static void
+follow_kinds(bool new_connection)
+{
+	TpcKind		kinds[TPC_MAX_KINDS];
+
+	kinds_seen = pg_atomic_read_u32(&node->kinds_changed);
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	memcpy(kinds, node->kinds, sizeof(kinds));
+	LWLockRelease(&tpc_shared->control);
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		char	   *consumed = consumed_kinds[i];
+
+		bool		changed = strcmp(consumed, kinds[i].name) != 0;
+
+		if (!changed && !new_connection)
+			continue;
+		if (changed && consumed[0] != '\0')
+			(void) tpc_broker_drop_kind(broker, consumed);
+		strlcpy(consumed, kinds[i].name, TPC_KIND_SIZE);
+		if (consumed[0] != '\0')
+			(void) tpc_broker_add_kind(broker, consumed,
+									   prepare_prefetch(kinds[i].workers));
+	}
+}
+
 /* Connected and allowed to work: tell everybody. */
 static void
 go_live(void)
@@ -370,6 +410,7 @@ go_live(void)
 	epoch = pg_atomic_add_fetch_u32(&node->epoch, 1);
 	set_link(TPC_LINK_UP);
 	requeue_transactions();
+	follow_kinds(true);
 	tpc_wake_lead(node);
 	for (int i = 0; parts[i] != NULL; i++)
 		parts[i]->connected(node, broker);
@@ -516,23 +557,21 @@ find_outgoing(const char *routing_key, bool expires)
 }
 
 /*
- * publish: have a message published by the end of this turn, with what else
+ * publish_to: have a message published by the end of this turn, with what else
  * goes to the same queue.  One that expires does not share with one that does
  * not: repeated decisions are to go when nobody takes them.
  */
 static void
-publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
-		const char *body, size_t len)
+publish_to(TpcMessage *msg, const char *routing_key, const char *body,
+		   size_t len)
 {
 	/* nobody waits for the answer to anything else that is not taken */
-	bool		mandatory = queue == TPC_QUEUE_PREPARE;
-	char		routing_key[TPC_QUEUE_NAME_SIZE];
+	bool		mandatory = msg->type == TPC_MSG_PREPARE;
 	Outgoing   *out;
 	int			at;
 
 	strlcpy(msg->from, node->name, sizeof(msg->from));
 	strlcpy(msg->user_id, conninfo.user, sizeof(msg->user_id));
-	tpc_broker_queue_name(routing_key, to, queue);
 	if (len > MAX_SHARED_BODY)
 	{
 		publish_now(msg, routing_key, mandatory, NULL, body, len, 1);
@@ -558,6 +597,17 @@ publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
 	}
 	out->envelope.timeout_ms = Max(out->envelope.timeout_ms, msg->timeout_ms);
 	out->count++;
+}
+
+/* The same, to one of the standard queues of a node. */
+static void
+publish(TpcMessage *msg, const char *to, TpcQueueKind queue,
+		const char *body, size_t len)
+{
+	char		routing_key[TPC_QUEUE_NAME_SIZE];
+
+	tpc_broker_queue_name(routing_key, to, queue);
+	publish_to(msg, routing_key, body, len);
 }
 
 /* A message of this node as coordinator carries its floor. */
@@ -589,6 +639,7 @@ send_prepares(TpcTxn *txn)
 	TpcParticipant *parts = dsa_get_address(tpc_area(), txn->participants);
 	TpcGlobalId id;
 	TpcMessage	msg;
+	char		routing_key[TPC_QUEUE_NAME_SIZE];
 	long		left;
 
 	global_id(txn, &id);
@@ -605,8 +656,10 @@ send_prepares(TpcTxn *txn)
 			continue;
 		message_init(&msg, TPC_MSG_PREPARE, &id);
 		msg.timeout_ms = (int) left;
-		publish(&msg, parts[i].node, TPC_QUEUE_PREPARE,
-				dsa_get_address(tpc_area(), body), parts[i].body_len);
+		tpc_broker_prepare_queue_name(routing_key, parts[i].node,
+									  parts[i].kind);
+		publish_to(&msg, routing_key, dsa_get_address(tpc_area(), body),
+				   parts[i].body_len);
 		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 		parts[i].sent = true;
 		parts[i].body = InvalidDsaPointer;
@@ -674,8 +727,11 @@ wake_all(void)
 	for (int i = 0; i < nwaiters; i++)
 		SetLatch(waiters[i]);
 	nwaiters = 0;
-	for (; new_jobs > 0; new_jobs--)
-		tpc_wake_prepare_worker(node);
+	for (int i = 0; i < 1 + TPC_MAX_KINDS; i++)
+	{
+		for (; new_jobs[i] > 0; new_jobs[i]--)
+			tpc_wake_prepare_worker(node, i - 1);
+	}
 	for (; new_decisions > 0; new_decisions--)
 		tpc_wake_resolver(node);
 }
@@ -1076,6 +1132,26 @@ refuse_prepare(const TpcMessage *in, const char *sqlstate, const char *text)
 	tpc_node_count(node, TPC_STAT_BRANCHES_REFUSED, 1);
 }
 
+/*
+ * The index of a kind.  One that is gone meanwhile is the general workers'
+ * affair, as are its jobs (kind.c).
+ */
+static int
+find_kind(const TpcSlice *name)
+{
+	int			result = TPC_KIND_GENERAL;
+
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		if (strlen(node->kinds[i].name) == name->len &&
+			memcmp(node->kinds[i].name, name->ptr, name->len) == 0)
+			result = i;
+	}
+	LWLockRelease(&tpc_shared->control);
+	return result;
+}
+
 /* P1: a prepare becomes a job, unless there is one already. */
 static void
 take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
@@ -1086,9 +1162,12 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 	dsa_pointer body;
 	TimestampTz now = GetCurrentTimestamp();
 	uint32		len = (uint32) event->wire.body.len;
+	int			kind = TPC_KIND_GENERAL;
 
 	TPC_FAILPOINT("P1.before");
 	tpc_node_count(node, TPC_STAT_PREPARES, 1);
+	if (event->call_kind.ptr != NULL)
+		kind = find_kind(&event->call_kind);
 	body = tpc_area_try_alloc(Max(len, 1));
 	if (!DsaPointerIsValid(body))
 	{
@@ -1132,7 +1211,9 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 		job->epoch = epoch;
 		job->body = body;
 		job->len = len;
-		dlist_push_tail(&node->job_queue, &job->link);
+		job->kind = kind;
+		dlist_push_tail(kind == TPC_KIND_GENERAL ? &node->job_queue :
+						&node->kind_queue[kind], &job->link);
 	}
 	LWLockRelease(&tpc_shared->jobs);
 
@@ -1146,7 +1227,7 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 		ack_delivery(event);
 		return;
 	}
-	new_jobs++;
+	new_jobs[1 + kind]++;
 	TPC_FAILPOINT("P1.after");
 }
 
@@ -1450,7 +1531,7 @@ prepare_returned(const TpcWire *wire, TpcSlice routing_key)
 		{
 			char		key[TPC_QUEUE_NAME_SIZE];
 
-			tpc_broker_queue_name(key, parts[i].node, TPC_QUEUE_PREPARE);
+			tpc_broker_prepare_queue_name(key, parts[i].node, parts[i].kind);
 			if (parts[i].vote == TPC_PART_WAITING &&
 				strlen(key) == routing_key.len &&
 				memcmp(key, routing_key.ptr, strlen(key)) == 0)
@@ -1986,6 +2067,9 @@ tpc_messenger_main(Datum arg)
 			else
 				unread++;
 		}
+		if (broker != NULL &&
+			kinds_seen != pg_atomic_read_u32(&node->kinds_changed))
+			follow_kinds(false);
 		serve_transactions();
 		serve_outbox();
 		for (int i = 0; parts[i] != NULL; i++)

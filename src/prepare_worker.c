@@ -77,6 +77,10 @@ static const char no_memory_vote[] =
 "\"message\":\"out of shared memory for messages\"}}";
 
 static TpcNode *node;
+static int	number;			/* of this worker */
+static int	my_kind;		/* index, or TPC_KIND_GENERAL: whose jobs it takes */
+static char kind_name[TPC_KIND_SIZE];	/* "" for that */
+static dlist_head *queue;		/* of those; under jobs */
 static dsa_pointer reserve = InvalidDsaPointer;
 static bool statement_may_write = false;	/* since the job began */
 static bool malformed = false;	/* this job's prepare is */
@@ -96,10 +100,9 @@ take_job(Work *work)
 	TpcJob	   *job = NULL;
 
 	LWLockAcquire(&tpc_shared->jobs, LW_EXCLUSIVE);
-	if (!dlist_is_empty(&node->job_queue))
+	if (!dlist_is_empty(queue))
 	{
-		job = dlist_container(TpcJob, link,
-							  dlist_pop_head_node(&node->job_queue));
+		job = dlist_container(TpcJob, link, dlist_pop_head_node(queue));
 		job->state = TPC_JOB_RUNNING;
 		job->pid = MyProcPid;
 		memset(work, 0, sizeof(*work));
@@ -122,7 +125,7 @@ take_job(Work *work)
 static bool
 job_waiting(void)
 {
-	return DsaPointerIsValid(reserve) && !dlist_is_empty(&node->job_queue);
+	return DsaPointerIsValid(reserve) && !dlist_is_empty(queue);
 }
 
 /* Whether the coordinator has rolled it back meanwhile. */
@@ -311,8 +314,8 @@ run_calls(const Work *work, bool *must_prepare)
 		snprintf(activity, sizeof(activity), "handler %s for %s",
 				 handler, work->gtid);
 		pgstat_report_activity(STATE_RUNNING, activity);
-		tpc_handler_run(handler, work->id.coordinator, arg, strlen(arg),
-						&running_as, &result);
+		tpc_handler_run(handler, work->id.coordinator, kind_name, arg,
+						strlen(arg), &running_as, &result);
 		if (result == NULL)
 			continue;
 		if (ncall_results == 0)
@@ -699,12 +702,38 @@ drop_orphaned_jobs(void)
 	LWLockRelease(&tpc_shared->control);
 }
 
+/* Take jobs of the kind that the launcher has this worker for. */
+static void
+take_kind(void)
+{
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	my_kind = node->prepare_kind[number];
+	if (my_kind == TPC_KIND_GENERAL)
+		queue = &node->job_queue;
+	else
+	{
+		queue = &node->kind_queue[my_kind];
+		strlcpy(kind_name, node->kinds[my_kind].name, sizeof(kind_name));
+	}
+	LWLockRelease(&tpc_shared->control);
+}
+
+/* Whether it is to take other jobs from now on; a hint, without the lock. */
+static bool
+reassigned(void)
+{
+	return node->prepare_kind[number] != my_kind ||
+		(my_kind != TPC_KIND_GENERAL &&
+		 strcmp(node->kinds[my_kind].name, kind_name) != 0);
+}
+
 void
 tpc_prepare_worker_main(Datum arg)
 {
 	TpcWorker  *self;
 
-	node = tpc_worker_attach(arg, NULL, &self);
+	node = tpc_worker_attach(arg, &number, &self);
+	take_kind();
 	/* before connecting, so that it runs after the transaction's end */
 	before_shmem_exit(vote_at_exit, (Datum) 0);
 	tpc_worker_connect(node, true);
@@ -722,14 +751,14 @@ tpc_prepare_worker_main(Datum arg)
 		static Work work;
 
 		ResetLatch(MyLatch);
-		if (tpc_worker_should_exit(node))
+		if (tpc_worker_should_exit(node) || reassigned())
 			proc_exit(0);
 		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 		while (have_reserve() && take_job(&work))
 		{
 			run_job(&work);
-			if (tpc_worker_should_exit(node))
+			if (tpc_worker_should_exit(node) || reassigned())
 				proc_exit(0);
 		}
 		tpc_worker_wait(self, job_waiting, have_reserve() ? 10000 : 100,

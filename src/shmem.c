@@ -92,6 +92,7 @@ tpc_node_init_workers(TpcNode *node)
 	memset(node->consume, 0, sizeof(node->consume));
 	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
 		pg_atomic_init_u32(&node->consume[i].idle, 0);
+	memset(node->prepare_kind, TPC_KIND_GENERAL, sizeof(node->prepare_kind));
 	pg_atomic_init_u32(&node->wants_relay, 0);
 	pg_atomic_init_u32(&node->wants_consumers, 0);
 }
@@ -107,7 +108,10 @@ node_init(TpcNode *node, int tranche)
 	for (int i = 0; i < TPC_STAT_NCOUNTERS; i++)
 		pg_atomic_init_u64(&node->stat[i], 0);
 	dlist_init(&node->txn_queue);
+	pg_atomic_init_u32(&node->kinds_changed, 0);
 	dlist_init(&node->job_queue);
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+		dlist_init(&node->kind_queue[i]);
 	tpc_node_init_workers(node);
 }
 
@@ -338,10 +342,24 @@ tpc_wake_consumer(TpcNode *node)
 	wake_one(node->consume, tpc_consume_workers);
 }
 
+/* tpc_wake_prepare_worker: for a job of this kind. */
 void
-tpc_wake_prepare_worker(TpcNode *node)
+tpc_wake_prepare_worker(TpcNode *node, int kind)
 {
-	wake_one(node->prepare, TPC_MAX_PREPARE_WORKERS);
+	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
+	{
+		if (node->prepare_kind[i] == kind &&
+			pg_atomic_read_u32(&node->prepare[i].idle) != 0)
+		{
+			uint32		was_idle;
+
+			was_idle = pg_atomic_exchange_u32(&node->prepare[i].idle, 0);
+			if (was_idle == 0)
+				continue;
+			wake(node->prepare[i].latch);
+			return;
+		}
+	}
 }
 
 TpcTxn *

@@ -22,6 +22,7 @@
 #include "utils/dsa.h"
 #include "utils/timestamp.h"
 
+#include "broker.h"
 #include "gtid.h"
 #include "message.h"
 
@@ -53,6 +54,16 @@ typedef struct TpcWorker
 	bool		requested;		/* launcher or attach: registered with the
 								 * postmaster, not yet running */
 } TpcWorker;
+
+/* A kind of calls that has a queue and workers of its own. */
+typedef struct TpcKind
+{
+	char		name[TPC_KIND_SIZE];	/* "": none */
+	int			workers;
+} TpcKind;
+
+/* Of a job and of a prepare worker: no kind. */
+#define TPC_KIND_GENERAL (-1)
 
 typedef enum TpcNodeState
 {
@@ -164,6 +175,11 @@ typedef struct TpcNode
 								 * while this process lives */
 	TpcWorker	messenger;
 	TpcWorker	prepare[TPC_MAX_PREPARE_WORKERS];
+	int8		prepare_kind[TPC_MAX_PREPARE_WORKERS];	/* launcher: which
+														 * kind's jobs each is
+														 * to take */
+	TpcKind		kinds[TPC_MAX_KINDS];	/* lead; places stay as they are */
+	pg_atomic_uint32 kinds_changed; /* raised by one when they have changed */
 	TpcWorker	resolve[TPC_MAX_RESOLVE_WORKERS];
 	TpcWorker	relay;
 	TpcWorker	consume[TPC_MAX_CONSUME_WORKERS];
@@ -215,8 +231,9 @@ typedef struct TpcNode
 
 	/* Transactions the messenger has to look at; under txns. */
 	dlist_head	txn_queue;
-	/* Jobs waiting for a prepare worker; under jobs. */
+	/* Jobs waiting for a prepare worker, and those of kinds; under jobs. */
 	dlist_head	job_queue;
+	dlist_head	kind_queue[TPC_MAX_KINDS];
 
 	/* Queues of items, under queue_lock. */
 	LWLock		queue_lock;
@@ -262,6 +279,8 @@ typedef struct TpcParticipant
 	char		node[TPC_NODE_SIZE];
 	char		user_id[TPC_USER_MAXLEN + 1];	/* of its vote */
 	TpcVoteState vote;			/* messenger, under txns */
+	char		kind[TPC_KIND_SIZE];	/* whose queue its prepare goes to; "":
+										 * the general one */
 	bool		enlisted;		/* prepared by the application, not by us */
 	bool		dropped;		/* enlisted in a savepoint that rolled back */
 	bool		sent;			/* messenger; or enlisted: it may vote */
@@ -331,7 +350,8 @@ typedef struct TpcJob
 {
 	TpcJobKey	key;
 	TpcJobState state;
-	dlist_node	link;			/* in node->job_queue while queued */
+	int			kind;			/* index, or TPC_KIND_GENERAL */
+	dlist_node	link;			/* while queued, in the queue of that */
 	pid_t		pid;			/* worker running it */
 	bool		cancel;			/* rolled back: stop */
 	char		user_id[TPC_USER_MAXLEN + 1];
@@ -421,7 +441,7 @@ extern void tpc_wake_lead(TpcNode *node);
 extern void tpc_wake_relay(TpcNode *node);
 extern void tpc_wake_consumer(TpcNode *node);
 extern void tpc_wake_resolver(TpcNode *node);
-extern void tpc_wake_prepare_worker(TpcNode *node);
+extern void tpc_wake_prepare_worker(TpcNode *node, int kind);
 
 /* The hash tables.  The caller holds the lock the table is under. */
 extern TpcTxn *tpc_txn_find(Oid dbid, const TpcGtid *gtid);

@@ -66,6 +66,7 @@ typedef struct PendingCall
 	char	   *handler;
 	char	   *arg;			/* JSON text, UTF-8 */
 	size_t		arg_len;
+	char		kind[TPC_KIND_SIZE];	/* "": none */
 	SubTransactionId subid;		/* where it was named */
 } PendingCall;
 
@@ -274,10 +275,11 @@ find_enlisted(const char *node)
 }
 
 /*
- * tpc_call(node text, handler text, arg jsonb) returns void
+ * tpc_call(node text, handler text, arg jsonb, kind text) returns void
  *
  * Remember work for another node.  Nothing is sent before COMMIT, and nothing
- * at all if the (sub)transaction rolls back.
+ * at all if the (sub)transaction rolls back.  With a kind, it goes through the
+ * queue that the node has for that, with all others of this transaction.
  */
 PG_FUNCTION_INFO_V1(tpc_call);
 Datum
@@ -285,6 +287,7 @@ tpc_call(PG_FUNCTION_ARGS)
 {
 	char	   *node;
 	char	   *handler;
+	const char *kind;
 	Jsonb	   *arg;
 	char	   *json;
 	char	   *utf8;
@@ -305,8 +308,15 @@ tpc_call(PG_FUNCTION_ARGS)
 	node = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	arg = PG_GETARG_JSONB_P(2);
+	kind = PG_ARGISNULL(3) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(3));
 
 	check_node_name(node);
+	if (!PG_ARGISNULL(3) && !tpc_kind_name_valid(kind, strlen(kind)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid name of a kind \"%s\"", kind),
+				 errdetail("It has 1 to %d of the characters a-z, A-Z, 0-9, \"_\" and \"-\".",
+						   TPC_KIND_MAXLEN)));
 	if (handler[0] == '\0' || strlen(handler) > TPC_HANDLER_MAXLEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
@@ -329,8 +339,15 @@ tpc_call(PG_FUNCTION_ARGS)
 	{
 		PendingCall *other = lfirst(lc);
 
-		if (strcmp(other->node, node) == 0)
-			total += other->arg_len + strlen(other->handler) + 32;
+		if (strcmp(other->node, node) != 0)
+			continue;
+		total += other->arg_len + strlen(other->handler) + 32;
+		if (strcmp(other->kind, kind) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("calls to node \"%s\" in one transaction are of one kind",
+							node),
+					 errdetail("They are one branch there, and run by one worker.")));
 	}
 	utf8 = pg_server_to_any(json, strlen(json), PG_UTF8);
 	total += strlen(utf8) + strlen(handler) + 64;
@@ -356,6 +373,7 @@ tpc_call(PG_FUNCTION_ARGS)
 		call->handler = pstrdup(handler);
 	call->arg_len = strlen(utf8);
 	call->arg = pnstrdup(utf8, call->arg_len);
+	strlcpy(call->kind, kind, sizeof(call->kind));
 	call->subid = GetCurrentSubTransactionId();
 	current.calls = lappend(current.calls, call);
 	MemoryContextSwitchTo(old);
@@ -623,9 +641,12 @@ hand_over(char **names, int n, TimestampTz deadline, bool must_prepare)
 		{
 			PendingCall *call = lfirst(lc);
 
-			if (strcmp(call->node, names[i]) == 0)
-				tpc_message_add_call(&body, call->handler, call->arg,
-									 call->arg_len);
+			if (strcmp(call->node, names[i]) != 0)
+				continue;
+			strlcpy(parts[first + i].kind, call->kind,
+					sizeof(parts[first + i].kind));
+			tpc_message_add_call(&body, call->handler, call->arg,
+								 call->arg_len);
 		}
 		tpc_message_end_calls(&body, must_prepare);
 
@@ -660,6 +681,7 @@ raise_refusal(TpcNode *node, const TpcGlobalId *id, const char *hint)
 {
 	TpcTxn	   *txn;
 	char		name[TPC_NODE_SIZE] = "";
+	char		kind[TPC_KIND_SIZE] = "";
 	bool		returned = false;
 	char	   *reason = NULL;
 	uint32		reason_len = 0;
@@ -676,6 +698,7 @@ raise_refusal(TpcNode *node, const TpcGlobalId *id, const char *hint)
 							  part->vote != TPC_PART_RETURNED))
 			continue;
 		strlcpy(name, part->node, sizeof(name));
+		strlcpy(kind, part->kind, sizeof(kind));
 		returned = part->vote == TPC_PART_RETURNED;
 		if (DsaPointerIsValid(part->reason))
 		{
@@ -691,6 +714,16 @@ raise_refusal(TpcNode *node, const TpcGlobalId *id, const char *hint)
 		return;
 
 	tpc_gtid_to_text(id, gtid);
+	if (returned && kind[0] != '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the broker knows no queue of node \"%s\" for calls of kind \"%s\"",
+						name, kind),
+				 hint == NULL ?
+				 errdetail("Transaction %s has been rolled back on all nodes.",
+						   gtid) : 0,
+				 errhint("%s", hint != NULL ? hint :
+						 "The node has it once it is attached and has registered a handler of that kind.")));
 	if (returned)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),

@@ -111,7 +111,8 @@ worker_detach(int code, Datum arg)
 	LWLockRelease(&tpc_shared->control);
 
 	/* A wake-up that was for this process is not to be lost. */
-	tpc_wake_prepare_worker(node);
+	for (int kind = TPC_KIND_GENERAL; kind < TPC_MAX_KINDS; kind++)
+		tpc_wake_prepare_worker(node, kind);
 	tpc_wake_resolver(node);
 	tpc_wake_launcher();
 }

@@ -169,7 +169,7 @@ sub settled
 
 my $CONNECTED = <<'EOS';
 SELECT state = 'connected' AND messenger_pid IS NOT NULL
-	AND cardinality(prepare_pids) =
+	AND cardinality(prepare_pids) >=
 		current_setting('tpc_amqp.prepare_workers')::int
 	AND cardinality(resolve_pids) =
 		current_setting('tpc_amqp.resolve_workers')::int
