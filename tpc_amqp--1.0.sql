@@ -369,6 +369,18 @@ COMMENT ON VIEW tpc_amqp.stat IS
 'counters of this node since stats_reset; times in milliseconds';
 
 --
+-- Messages that have taken effect here, by get() or a subscription: one that
+-- comes again is not taken again.
+--
+
+CREATE TABLE tpc_amqp.consumed (
+	queue text COLLATE "C" NOT NULL,
+	message_id text COLLATE "C" NOT NULL,
+	consumed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	CONSTRAINT consumed_pkey PRIMARY KEY (queue, message_id)
+);
+
+--
 -- Who may do what.  A role that is to call other nodes gets USAGE on the
 -- schema and EXECUTE on call.
 --
