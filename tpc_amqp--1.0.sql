@@ -373,6 +373,96 @@ COMMENT ON VIEW tpc_amqp.stat IS
 'counters of this node since stats_reset; times in milliseconds';
 
 --
+-- Messages that have taken effect here, by get() or a subscription: one that
+-- comes again is not taken again.
+--
+
+CREATE TABLE tpc_amqp.consumed (
+	queue text COLLATE "C" NOT NULL,
+	message_id text COLLATE "C" NOT NULL,
+	consumed_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	CONSTRAINT consumed_pkey PRIMARY KEY (queue, message_id)
+);
+
+--
+-- The broker's objects: these act at once, and are not taken back if the
+-- transaction rolls back.
+--
+
+CREATE FUNCTION tpc_amqp.declare_queue(queue text DEFAULT '',
+	passive boolean DEFAULT false, durable boolean DEFAULT true,
+	exclusive boolean DEFAULT false, auto_delete boolean DEFAULT false,
+	arguments jsonb DEFAULT '{}',
+	OUT name text, OUT messages bigint, OUT consumers bigint)
+AS 'MODULE_PATHNAME', 'tpc_declare_queue'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.declare_queue(text, boolean, boolean, boolean, boolean, jsonb) IS
+'have the broker make a queue, or look whether it is there';
+
+CREATE FUNCTION tpc_amqp.delete_queue(queue text,
+	if_unused boolean DEFAULT false, if_empty boolean DEFAULT false)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'tpc_delete_queue'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.delete_queue(text, boolean, boolean) IS
+'have the broker delete a queue; the number of messages it had';
+
+CREATE FUNCTION tpc_amqp.purge_queue(queue text)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'tpc_purge_queue'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.purge_queue(text) IS
+'have the broker empty a queue; the number of messages it had';
+
+CREATE FUNCTION tpc_amqp.bind_queue(queue text, exchange text,
+	routing_key text DEFAULT '', arguments jsonb DEFAULT '{}')
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_bind_queue'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.bind_queue(text, text, text, jsonb) IS
+'have an exchange of the broker''s send messages to a queue';
+
+CREATE FUNCTION tpc_amqp.unbind_queue(queue text, exchange text,
+	routing_key text DEFAULT '', arguments jsonb DEFAULT '{}')
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_unbind_queue'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.unbind_queue(text, text, text, jsonb) IS
+'take a binding back';
+
+CREATE FUNCTION tpc_amqp.declare_exchange(exchange text,
+	type text DEFAULT 'direct', passive boolean DEFAULT false,
+	durable boolean DEFAULT true, auto_delete boolean DEFAULT false,
+	internal boolean DEFAULT false, arguments jsonb DEFAULT '{}')
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_declare_exchange'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.declare_exchange(text, text, boolean, boolean, boolean, boolean, jsonb) IS
+'have the broker make an exchange, or look whether it is there';
+
+CREATE FUNCTION tpc_amqp.delete_exchange(exchange text,
+	if_unused boolean DEFAULT false)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_delete_exchange'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.delete_exchange(text, boolean) IS
+'have the broker delete an exchange';
+
+CREATE FUNCTION tpc_amqp.live_requests(
+	OUT pid integer, OUT state text, OUT request text, OUT object text,
+	OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_live_requests'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION tpc_amqp.live_requests() IS
+'what view requests shows';
+
+CREATE VIEW tpc_amqp.requests AS
+	SELECT * FROM tpc_amqp.live_requests();
+COMMENT ON VIEW tpc_amqp.requests IS
+'what sessions of this database ask of the broker, or have of it';
+
+--
 -- Who may do what.  A role that is to call other nodes gets USAGE on the
 -- schema and EXECUTE on call.
 --
@@ -402,3 +492,14 @@ GRANT USAGE ON SCHEMA tpc_amqp TO pg_monitor;
 GRANT SELECT ON tpc_amqp.node, tpc_amqp.transactions, tpc_amqp.branches,
 	tpc_amqp.participants,
 	tpc_amqp.incidents, tpc_amqp.handlers, tpc_amqp.stat TO pg_monitor;
+
+REVOKE ALL ON FUNCTION tpc_amqp.declare_queue(text, boolean, boolean, boolean, boolean, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.delete_queue(text, boolean, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.purge_queue(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.bind_queue(text, text, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.unbind_queue(text, text, text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.declare_exchange(text, text, boolean, boolean, boolean, boolean, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.delete_exchange(text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.live_requests() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION tpc_amqp.live_requests() TO pg_monitor;
+GRANT SELECT ON tpc_amqp.requests TO pg_monitor;

@@ -42,6 +42,7 @@
 #include "messenger.h"
 #include "node.h"
 #include "option.h"
+#include "request.h"
 #include "settings.h"
 #include "shmem.h"
 #include "worker.h"
@@ -164,6 +165,7 @@ static uint32 wait_event_gather = 0;
 
 /* Users' own messages.  NULL ends them. */
 static const TpcMessengerPart *const parts[] = {
+	&tpc_request_part,
 	NULL
 };
 

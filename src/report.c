@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
 
 #include "report.h"
@@ -75,6 +76,42 @@ tpc_report_remote_error(const char *node, const char *gtid, const char *body,
 			 hint ? errhint("%s", hint) : 0,
 			 context ? errcontext("%s", context) : 0,
 			 errcontext("node \"%s\", transaction %s", node, gtid)));
+}
+
+/*
+ * tpc_report_wire_text: a text of the broker's, or of anybody's who sends
+ * through it, as far as it can be shown: it should be UTF-8, and the database
+ * should have its characters.  What is not ASCII is "?" otherwise.
+ */
+char *
+tpc_report_wire_text(const char *text, size_t len)
+{
+	int			encoding = GetDatabaseEncoding();
+	char	   *result = pnstrdup(text, len);
+
+	if (encoding != PG_SQL_ASCII &&
+		pg_encoding_verifymbstr(PG_UTF8, text, (int) len) == (int) len)
+	{
+		Oid			proc;
+		unsigned char *converted;
+		int			size = (int) len * MAX_CONVERSION_GROWTH + 1;
+
+		if (encoding == PG_UTF8)
+			return result;
+		proc = FindDefaultConversionProc(PG_UTF8, encoding);
+		converted = palloc(size);
+		if (OidIsValid(proc) &&
+			pg_do_encoding_conversion_buf(proc, PG_UTF8, encoding,
+										  (unsigned char *) result, (int) len,
+										  converted, size, true) == (int) len)
+			return (char *) converted;
+	}
+	for (size_t i = 0; i < len; i++)
+	{
+		if (IS_HIGHBIT_SET(result[i]) || result[i] == '\0')
+			result[i] = '?';
+	}
+	return result;
 }
 
 /*

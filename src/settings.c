@@ -27,6 +27,8 @@ int			tpc_prepare_workers = 2;
 int			tpc_resolve_workers = 1;
 int			tpc_consume_workers = 2;
 int			tpc_broker_timeout = 10000;
+int			tpc_slot_timeout = 1000;
+int			tpc_max_requests = 100;
 int			tpc_resolve_interval = 5000;
 int			tpc_forget_after = 10000;
 int			tpc_max_transactions = 1000;
@@ -100,6 +102,11 @@ tpc_settings_define(void)
 							"Of functions that act on the broker at once, such as declare_queue().",
 							&tpc_broker_timeout, 10000, 1, INT_MAX / 2,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.slot_timeout",
+							"Time a session waits for a place where all are taken.",
+							"Of max_transactions and of max_requests.  Zero: it does not wait.",
+							&tpc_slot_timeout, 1000, 0, INT_MAX / 2,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.resolve_interval",
 							"Time between two looks at unfinished transactions.",
 							"Decisions not acknowledged are sent again, and branches in doubt inquire, at least this often.",
@@ -124,6 +131,11 @@ tpc_settings_define(void)
 							"Global transactions a cluster can coordinate at a time.",
 							NULL,
 							&tpc_max_transactions, 1000, 10, 100000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.max_requests",
+							"Requests to the broker that a cluster's sessions can have at a time.",
+							"A session that has taken messages of a queue counts until its transaction ends.",
+							&tpc_max_requests, 100, 1, 10000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.max_nodes",
 							"Databases of a cluster that can be attached.",

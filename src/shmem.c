@@ -22,11 +22,15 @@
 
 #include "compat.h"
 #include "failpoint.h"
+#include "request.h"
 #include "settings.h"
 #include "shmem.h"
 
 /* The part of the area that lies in the main segment. */
 #define AREA_IN_PLACE	((Size) 1024 * 1024)
+
+/* That a table is full is logged this often at most. */
+#define FULL_LOG_INTERVAL_MS	60000
 
 TpcShared  *tpc_shared = NULL;
 HTAB	   *tpc_txns = NULL;
@@ -71,6 +75,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(hash_estimate_size(gids_size(), sizeof(TpcGid)));
 	RequestAddinShmemSpace(mul_size(tpc_max_transactions,
 									sizeof(TpcPrepared)));
+	tpc_request_shmem_request();
 	tpc_failpoint_shmem_request();
 	RequestNamedLWLockTranche("tpc_amqp", 1);
 }
@@ -112,6 +117,8 @@ node_init(TpcNode *node, int tranche)
 	dlist_init(&node->job_queue);
 	for (int i = 0; i < TPC_MAX_KINDS; i++)
 		dlist_init(&node->kind_queue[i]);
+	dlist_init(&node->request_queue);
+	pg_atomic_init_u32(&node->requests_queued, 0);
 	tpc_node_init_workers(node);
 }
 
@@ -138,6 +145,9 @@ shmem_startup(void)
 		LWLockInitialize(&tpc_shared->gids, tranche);
 		dlist_init(&tpc_shared->finished_gids);
 		ConditionVariableInit(&tpc_shared->gid_changed);
+		LWLockInitialize(&tpc_shared->requests, tranche);
+		ConditionVariableInit(&tpc_shared->request_freed);
+		ConditionVariableInit(&tpc_shared->txn_freed);
 		for (int i = 0; i < tpc_max_nodes; i++)
 			node_init(&tpc_shared->nodes[i], tranche);
 	}
@@ -182,6 +192,7 @@ shmem_startup(void)
 		dsa_detach(created);
 	}
 
+	tpc_request_shmem_startup();
 	tpc_failpoint_shmem_startup();
 
 	LWLockRelease(AddinShmemInitLock);
@@ -265,6 +276,22 @@ tpc_node_find(Oid dbid)
 			return node;
 	}
 	return NULL;
+}
+
+/*
+ * tpc_log_due: whether to log what *last was set for the last time, which is
+ * once a minute at most.  The caller holds the lock that *last is under.
+ */
+bool
+tpc_log_due(TimestampTz *last)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (*last != 0 &&
+		!TimestampDifferenceExceeds(*last, now, FULL_LOG_INTERVAL_MS))
+		return false;
+	*last = now;
+	return true;
 }
 
 void
@@ -383,6 +410,7 @@ tpc_txn_remove(TpcTxn *txn)
 		dlist_delete(&txn->link);
 	txn->queued = false;
 	hash_search(tpc_txns, &txn->key, HASH_REMOVE, NULL);
+	ConditionVariableBroadcast(&tpc_shared->txn_freed);
 }
 
 /* tpc_txn_free: remove it and free what it points to.  Can raise (mapping). */

@@ -4,8 +4,8 @@
  *	  What the processes of a node share.
  *
  * Per field: who writes it, under which lock.  Lock order (take left before
- * right, release any time): control -> txns -> jobs -> gids -> node queue.  None is
- * held across I/O, and nothing allocates while holding more than one.
+ * right, release any time): control -> txns -> jobs -> gids -> requests -> node
+ * queue.  None is held across I/O, and nothing allocates while holding more than one.
  *
  *-------------------------------------------------------------------------
  */
@@ -235,6 +235,13 @@ typedef struct TpcNode
 	dlist_head	job_queue;
 	dlist_head	kind_queue[TPC_MAX_KINDS];
 
+	/*
+	 * Requests to the broker that the messenger has to look at; under
+	 * requests, but it may read their number without.
+	 */
+	dlist_head	request_queue;
+	pg_atomic_uint32 requests_queued;
+
 	/* Queues of items, under queue_lock. */
 	LWLock		queue_lock;
 	dsa_pointer outbox;			/* newest first, so that pushing touches no
@@ -418,6 +425,11 @@ typedef struct TpcShared
 	LWLock		gids;
 	dlist_head	finished_gids;	/* gids; oldest first */
 	ConditionVariable gid_changed;
+	LWLock		requests;
+	ConditionVariable request_freed;	/* a place of them */
+	ConditionVariable txn_freed;	/* one in the table of transactions */
+	TimestampTz requests_full_logged;	/* under requests */
+	TimestampTz txns_full_logged;	/* under txns */
 	Latch	   *launcher;		/* under control */
 	TpcNode		nodes[FLEXIBLE_ARRAY_MEMBER];
 } TpcShared;
@@ -434,6 +446,7 @@ extern dsa_pointer tpc_area_alloc(Size size);
 extern dsa_pointer tpc_area_try_alloc(Size size);
 extern TpcNode *tpc_node_find(Oid dbid);
 extern void tpc_node_init_workers(TpcNode *node);
+extern bool tpc_log_due(TimestampTz *last);
 extern void tpc_node_count(TpcNode *node, TpcCounter counter, uint64 n);
 extern void tpc_wake_launcher(void);
 extern void tpc_wake_messenger(TpcNode *node);

@@ -57,9 +57,6 @@
 #include "shmem.h"
 #include "txn.h"
 
-/* How often to look for a free entry, 10 ms apart. */
-#define CLAIM_TRIES 5
-
 typedef struct PendingCall
 {
 	char	   *node;
@@ -116,6 +113,7 @@ static char missing_names[1024];
 static uint32 wait_event_vote = 0;
 static uint32 wait_event_applied = 0;
 static uint32 wait_event_connect = 0;
+static uint32 wait_event_place = 0;
 
 static void
 current_reset(void)
@@ -149,10 +147,11 @@ tpc_txn_set_deadline(TimestampTz deadline)
 /*
  * claim_entry: draw a number and make its entry, in one go under txns, which
  * is what the floor rests on (tpc_decision_floor).  NULL if all places are
- * taken; raises if the node is not there any more.
+ * taken (*say: nobody has said so lately); raises if the node is not there any
+ * more.
  */
 static TpcTxn *
-claim_entry(TpcNode *node, TpcTxnKey *key)
+claim_entry(TpcNode *node, TpcTxnKey *key, bool *say)
 {
 	TpcTxn	   *txn;
 	bool		found;
@@ -179,8 +178,41 @@ claim_entry(TpcNode *node, TpcTxnKey *key)
 		txn->pid = MyProcPid;
 		txn->started = GetCurrentTransactionStartTimestamp();
 	}
+	*say = txn == NULL && tpc_log_due(&tpc_shared->txns_full_logged);
 	LWLockRelease(&tpc_shared->txns);
 	LWLockRelease(&tpc_shared->control);
+	return txn;
+}
+
+/*
+ * wait_for_entry: the same, once one is free; NULL if none is within
+ * slot_timeout, nor while the coordinator of this branch still waits for it.
+ */
+static TpcTxn *
+wait_for_entry(TpcNode *node, TpcTxnKey *key)
+{
+	TpcTxn	   *txn;
+	TimestampTz deadline;
+	bool		say;
+
+	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										   tpc_slot_timeout);
+	if (branch_deadline != 0 && branch_deadline < deadline)
+		deadline = branch_deadline;
+	/* one that is freed from here on wakes us */
+	ConditionVariablePrepareToSleep(&tpc_shared->txn_freed);
+	while ((txn = claim_entry(node, key, &say)) == NULL)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+														   deadline);
+
+		if (left <= 0)
+			break;
+		(void) ConditionVariableTimedSleep(&tpc_shared->txn_freed, left,
+										   tpc_wait_event(&wait_event_place,
+														  "TpcAmqpPlace"));
+	}
+	ConditionVariableCancelSleep();
 	return txn;
 }
 
@@ -191,6 +223,7 @@ txn_claim(void)
 	TpcNode    *node;
 	TpcTxn	   *txn;
 	TpcTxnKey	key;
+	bool		say;
 
 	if (current.txn != NULL)
 		return;
@@ -205,25 +238,26 @@ txn_claim(void)
 
 	memset(&key, 0, sizeof(key));
 	key.dbid = MyDatabaseId;
-	txn = claim_entry(node, &key);
-	for (int i = 0; txn == NULL && i < CLAIM_TRIES; i++)
+	txn = claim_entry(node, &key, &say);
+	if (txn == NULL)
 	{
 		/* The messenger may have entries to free that are done with. */
 		tpc_wake_messenger(node);
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10,
-						 tpc_wait_event(&wait_event_connect,
-										"TpcAmqpConnection"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		txn = claim_entry(node, &key);
+		if (say)
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("all %d places for global transactions are taken",
+							tpc_max_transactions),
+					 errhint("Increase \"tpc_amqp.max_transactions\". This is logged once a minute at most.")));
+		txn = wait_for_entry(node, &key);
 	}
 	if (txn == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("too many global transactions"),
-				 errdetail("All %d places are taken.", tpc_max_transactions),
-				 errhint("Increase \"tpc_amqp.max_transactions\", or look for stuck ones in view tpc_amqp.transactions.")));
+				 errdetail("All %d places are taken, and none was free within %d ms.",
+						   tpc_max_transactions, tpc_slot_timeout),
+				 errhint("Increase \"tpc_amqp.max_transactions\", or look for stuck ones in view tpc_amqp.transactions. With a longer \"tpc_amqp.slot_timeout\" transactions wait longer.")));
 
 	current.node = node;
 	current.txn = txn;

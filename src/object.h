@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * object.h
+ *	  The broker's queues and exchanges, from SQL.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_OBJECT_H
+#define TPC_OBJECT_H
+
+#include "fmgr.h"
+
+#include "message.h"
+
+/* For whatever takes names of the broker's objects from SQL; they raise. */
+extern void tpc_object_no_nulls(FunctionCallInfo fcinfo);
+extern TpcSlice tpc_object_name(text * name, const char *what);
+extern TpcSlice tpc_object_queue(text * name);
+extern TpcSlice tpc_object_exchange(text * name);
+extern TpcSlice tpc_object_arguments(struct varlena *arguments);
+
+#endif							/* TPC_OBJECT_H */
