@@ -212,10 +212,21 @@ want_worker(TpcNode *node, TpcRole role, int number, TimestampTz now)
 	return tpc_worker_start(node, role, number);
 }
 
+static void
+assign_kind(TpcNode *node, int number, int kind)
+{
+	if (node->prepare_kind[number] == kind)
+		return;
+	node->prepare_kind[number] = (int8) kind;
+	if (node->prepare[number].latch != NULL)
+		SetLatch(node->prepare[number].latch);
+}
+
 /*
  * Say which prepare workers are for jobs of which kind; returns how many there
- * are to be.  One that finds itself assigned to another kind leaves.  If there
- * are not places for all, the last kinds have fewer, but one each.
+ * are to be.  One that finds itself assigned to another kind, or to none, leaves
+ * when it has finished its job.  If there are not places for all, the last
+ * kinds have fewer, but one each.
  */
 static int
 assign_kinds(TpcNode *node)
@@ -242,15 +253,12 @@ assign_kinds(TpcNode *node)
 		for (int i = 0; i < wanted && n < TPC_MAX_PREPARE_WORKERS - kinds_left;
 			 i++)
 		{
-			if (node->prepare_kind[n] != kind)
-			{
-				node->prepare_kind[n] = (int8) kind;
-				if (node->prepare[n].latch != NULL)
-					SetLatch(node->prepare[n].latch);
-			}
+			assign_kind(node, n, kind);
 			n++;
 		}
 	}
+	for (int i = n; i < TPC_MAX_PREPARE_WORKERS; i++)
+		assign_kind(node, i, TPC_KIND_NONE);
 	return n;
 }
 
@@ -270,13 +278,8 @@ keep_running(TpcNode *node, TimestampTz now)
 			kill(node->resolve[i].pid, SIGTERM);
 	}
 	nprepare = assign_kinds(node);
-	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
-	{
-		if (i < nprepare)
-			ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
-		else if (node->prepare[i].pid != 0)
-			kill(node->prepare[i].pid, SIGTERM);
-	}
+	for (int i = 0; i < nprepare; i++)
+		ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
 	if (pg_atomic_read_u32(&node->wants_relay) != 0)
 		ok = ok && want_worker(node, TPC_ROLE_RELAY, 0, now);
 	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)

@@ -708,7 +708,7 @@ take_kind(void)
 {
 	LWLockAcquire(&tpc_shared->control, LW_SHARED);
 	my_kind = node->prepare_kind[number];
-	if (my_kind == TPC_KIND_GENERAL)
+	if (my_kind < 0)
 		queue = &node->job_queue;
 	else
 	{
@@ -723,7 +723,8 @@ static bool
 reassigned(void)
 {
 	return node->prepare_kind[number] != my_kind ||
-		(my_kind != TPC_KIND_GENERAL &&
+		my_kind == TPC_KIND_NONE ||
+		(my_kind >= 0 &&
 		 strcmp(node->kinds[my_kind].name, kind_name) != 0);
 }
 

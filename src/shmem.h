@@ -65,6 +65,9 @@ typedef struct TpcKind
 /* Of a job and of a prepare worker: no kind. */
 #define TPC_KIND_GENERAL (-1)
 
+/* Of a prepare worker: it is one too many. */
+#define TPC_KIND_NONE (-2)
+
 typedef enum TpcNodeState
 {
 	TPC_NODE_FREE,

@@ -153,16 +153,18 @@ $reviews->sql("SELECT tpc_amqp.register_handler('report', 'public.wait(jsonb)',
 	kind => 'slow', workers => 3)");
 workers_are(4, 'a kind can have several workers');
 $lock->query_safe('SELECT pg_advisory_lock(1)');
-@slow = map { $blog->start(of_kind(++$id, 'slow', handler => 'report')) }
-  1 .. 3;
+@slow = map {
+	$blog->start(of_kind(++$id, 'slow', handler => 'report',
+			set => { prepare_timeout => '60s' }))
+} 1 .. 3;
 $reviews->poll(
 	"SELECT count(*) FROM tpc_amqp.branches WHERE state = 'running'", 3);
 pass('they work at a time');
-my $refused = $reviews->counter('branches_refused');
+my $refused = $blog->counter('votes_no');
 my $pid = $reviews->sql(
 	"SELECT pid FROM tpc_amqp.branches WHERE state = 'running' LIMIT 1");
 $reviews->sql("SELECT pg_terminate_backend($pid)");
-$reviews->poll('SELECT branches_refused FROM tpc_amqp.stat', $refused + 1);
+$blog->poll('SELECT votes_no FROM tpc_amqp.stat', $refused + 1);
 $lock->query_safe('SELECT pg_advisory_unlock(1)');
 my @failed = grep { $_->[2] } map { [ $_->finish ] } @slow;
 is(scalar @failed, 1, 'a worker that is terminated votes no')
@@ -188,10 +190,12 @@ $lock->query_safe('SELECT pg_advisory_lock(1)');
 $reviews->sql("SELECT tpc_amqp.register_handler('report', 'public.wait(jsonb)',
 	kind => 'slow')");
 workers_are(2, 'workers can be fewer');
-my $running = $blog->start(of_kind(++$id, 'slow', handler => 'report'));
+my $running = $blog->start(of_kind(++$id, 'slow', handler => 'report',
+		set => { prepare_timeout => '60s' }));
 $reviews->poll(
 	"SELECT count(*) FROM tpc_amqp.branches WHERE state = 'running'", 1);
-my $left = $blog->start(of_kind(++$id, 'slow', handler => 'report'));
+my $left = $blog->start(of_kind(++$id, 'slow', handler => 'report',
+		set => { prepare_timeout => '60s' }));
 queued(1);
 $reviews->sql("SELECT tpc_amqp.unregister_handler('report')");
 my ($out, $err, $rc) = $left->finish;
