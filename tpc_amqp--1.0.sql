@@ -158,6 +158,13 @@ LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.call(text, text, jsonb, text) IS
 'have a handler of another node run as part of this transaction, at COMMIT';
 
+CREATE FUNCTION tpc_amqp.own_queues(participant text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'tpc_own_queues'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.own_queues(text) IS
+'give this transaction queues of its own, by which that participant is reached; the uuid in their names';
+
 CREATE FUNCTION tpc_amqp.enlist(node text)
 RETURNS text
 AS 'MODULE_PATHNAME', 'tpc_enlist'
@@ -473,6 +480,7 @@ REVOKE ALL ON FUNCTION tpc_amqp.register_handler(text, regprocedure, regrole, te
 REVOKE ALL ON FUNCTION tpc_amqp.unregister_handler(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.call(text, text, jsonb, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.enlist(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.own_queues(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.join(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.force(text, text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.resolve(text) FROM PUBLIC;

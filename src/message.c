@@ -476,6 +476,24 @@ check_version(const TpcWire *wire, const char **why)
 }
 
 /*
+ * Whether an answer is wanted in the queues of the transaction itself: those
+ * have its uuid in their names, so that no other queue can be named.
+ */
+static bool
+names_own_queue(TpcSlice reply_to, const TpcGtid *gtid)
+{
+	char		prefix[TPC_UUID_TEXT_SIZE + 8];
+	char		uuid[TPC_UUID_TEXT_SIZE];
+	size_t		len;
+
+	if (reply_to.ptr == NULL)
+		return false;
+	tpc_uuid_to_text(gtid, uuid);
+	len = snprintf(prefix, sizeof(prefix), "txn_%s_", uuid);
+	return reply_to.len > len && memcmp(reply_to.ptr, prefix, len) == 0;
+}
+
+/*
  * tpc_message_decode_envelope: properties and headers.
  *
  * Never raises, allocates nothing.
@@ -529,6 +547,7 @@ tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
 		}
 		memcpy(msg->user_id, wire->user_id.ptr, wire->user_id.len);
 	}
+	msg->own_queues = names_own_queue(wire->reply_to, &msg->id.gtid);
 	if (wire->floor.ptr != NULL)
 	{
 		if (!tpc_uuid_from_text(wire->floor.ptr, wire->floor.len,

@@ -132,6 +132,8 @@ typedef struct TpcMessage
 	char		user_id[TPC_USER_MAXLEN + 1];	/* "" if absent */
 	bool		has_floor;		/* never in what a participant sends */
 	TpcGtid		floor;			/* the coordinator's */
+	bool		own_queues;		/* vote, ack, inquiry, request: wants what
+								 * follows in the transaction's own queues */
 	/* prepare */
 	int			timeout_ms;
 	int			ncalls;

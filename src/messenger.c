@@ -42,6 +42,7 @@
 #include "messenger.h"
 #include "node.h"
 #include "option.h"
+#include "own_queues.h"
 #include "request.h"
 #include "settings.h"
 #include "shmem.h"
@@ -56,6 +57,8 @@
 #define RESEND_MIN_MS			1000
 /* A decided transaction nobody waits for is left to the lead resolver then. */
 #define HAND_OVER_MS			10000
+/* So long a rollback stays in the transaction's own queue, if nobody takes it. */
+#define OWN_QUEUES_LINGER_MS	5000
 /* Events handled between two looks at what there is to send. */
 #define EVENTS_PER_TURN			500
 /* Turns in which we believe that the socket has nothing for us. */
@@ -166,6 +169,7 @@ static uint32 wait_event_gather = 0;
 /* Users' own messages.  NULL ends them. */
 static const TpcMessengerPart *const parts[] = {
 	&tpc_request_part,
+	&tpc_own_queues_part,
 	NULL
 };
 
@@ -634,6 +638,17 @@ global_id(const TpcTxn *txn, TpcGlobalId *id)
 	id->gtid = txn->key.gtid;
 }
 
+/* Where a participant's prepare goes. */
+static void
+prepare_queue(char out[TPC_QUEUE_NAME_SIZE], const TpcParticipant *part,
+			  const TpcGlobalId *id)
+{
+	if (part->own_queues)
+		tpc_own_queue_name(out, &id->gtid, TPC_MSG_PREPARE);
+	else
+		tpc_broker_prepare_queue_name(out, part->node, part->kind);
+}
+
 /* C1: publish the prepares of a transaction, and free their bodies. */
 static void
 send_prepares(TpcTxn *txn)
@@ -658,8 +673,7 @@ send_prepares(TpcTxn *txn)
 			continue;
 		message_init(&msg, TPC_MSG_PREPARE, &id);
 		msg.timeout_ms = (int) left;
-		tpc_broker_prepare_queue_name(routing_key, parts[i].node,
-									  parts[i].kind);
+		prepare_queue(routing_key, &parts[i], &id);
 		publish_to(&msg, routing_key, dsa_get_address(tpc_area(), body),
 				   parts[i].body_len);
 		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
@@ -672,8 +686,30 @@ send_prepares(TpcTxn *txn)
 	txn->prepares_sent = true;
 }
 
+/*
+ * A decision, also "unknown".  Those are for people: in the transaction's own
+ * queues, one of which means rollback, they could be taken for something else.
+ */
 static void
-send_decision(const TpcGlobalId *id, const char *to, bool commit)
+publish_decision(TpcMessage *msg, const char *to, bool own_queues,
+				 const char *body, size_t len)
+{
+	char		routing_key[TPC_QUEUE_NAME_SIZE];
+
+	if (!own_queues)
+	{
+		publish(msg, to, TPC_QUEUE_DECISION, body, len);
+		return;
+	}
+	if (msg->type == TPC_MSG_UNKNOWN)
+		return;
+	tpc_own_queue_name(routing_key, &msg->id.gtid, msg->type);
+	publish_to(msg, routing_key, body, len);
+}
+
+static void
+send_decision(const TpcGlobalId *id, const char *to, bool own_queues,
+			  bool commit)
 {
 	TpcMessage	msg;
 	StringInfoData body;
@@ -681,7 +717,7 @@ send_decision(const TpcGlobalId *id, const char *to, bool commit)
 	message_init(&msg, commit ? TPC_MSG_COMMIT : TPC_MSG_ROLLBACK, id);
 	initStringInfo(&body);
 	tpc_message_encode_body(&msg, &body);
-	publish(&msg, to, TPC_QUEUE_DECISION, body.data, body.len);
+	publish_decision(&msg, to, own_queues, body.data, body.len);
 	tpc_node_count(node, commit ? TPC_STAT_COMMITS_SENT :
 				   TPC_STAT_ROLLBACKS_SENT, 1);
 }
@@ -753,6 +789,8 @@ transaction_done(TpcTxn *txn)
 {
 	Assert(LWLockHeldByMeInMode(&tpc_shared->txns, LW_EXCLUSIVE));
 	txn->done = true;
+	if (txn->own_queues)
+		tpc_own_queues_end(&txn->key.gtid, 0);
 	forget[nforget++] = txn->key.gtid;
 	send_parent_ack(txn);
 	if (txn->waiter != NULL)
@@ -796,11 +834,11 @@ send_commits(TpcTxn *txn)
 		for (int i = 0; i < txn->nparticipants; i++)
 		{
 			if (awaits_commit(&parts[i]))
-				send_decision(&id, parts[i].node, true);
+				send_decision(&id, parts[i].node, parts[i].own_queues, true);
 			else if (parts[i].dropped && txn->resend_ms == 0 &&
 					 (parts[i].vote == TPC_PART_WAITING ||
 					  parts[i].vote == TPC_PART_YES))
-				send_decision(&id, parts[i].node, false);
+				send_decision(&id, parts[i].node, parts[i].own_queues, false);
 		}
 		txn->decision_sent = true;
 		txn->resend_ms = txn->resend_ms == 0 ? RESEND_MIN_MS :
@@ -826,9 +864,12 @@ send_rollbacks(TpcTxn *txn)
 		if (parts[i].sent && broker != NULL && !blocked &&
 			(parts[i].vote == TPC_PART_WAITING ||
 			 parts[i].vote == TPC_PART_YES))
-			send_decision(&id, parts[i].node, false);
+			send_decision(&id, parts[i].node, parts[i].own_queues, false);
 	}
 	tpc_node_count(node, TPC_STAT_ABORTS, 1);
+	if (txn->own_queues)
+		tpc_own_queues_end(&txn->key.gtid,
+						   txn->prepares_sent ? OWN_QUEUES_LINGER_MS : 0);
 	LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
 	tpc_txn_free(txn);
 	LWLockRelease(&tpc_shared->txns);
@@ -1063,12 +1104,14 @@ serve_outbox(void)
 			/* the next one follows by then: let them not pile up */
 			if (item->counts_resent)
 				msg.timeout_ms = RESENT_LIFETIME * tpc_resolve_interval;
-			publish(&msg, item->peer,
-					item->type == TPC_MSG_COMMIT ||
-					item->type == TPC_MSG_ROLLBACK ||
-					item->type == TPC_MSG_UNKNOWN ?
-					TPC_QUEUE_DECISION : TPC_QUEUE_VOTE,
-					item->body, item->len);
+			if (item->type == TPC_MSG_COMMIT ||
+				item->type == TPC_MSG_ROLLBACK ||
+				item->type == TPC_MSG_UNKNOWN)
+				publish_decision(&msg, item->peer, item->own_queues,
+								 item->body, item->len);
+			else
+				publish(&msg, item->peer, TPC_QUEUE_VOTE, item->body,
+						item->len);
 			if (item->type == TPC_MSG_COMMIT)
 				tpc_node_count(node, TPC_STAT_COMMITS_SENT, 1);
 			else if (item->type == TPC_MSG_ROLLBACK)
@@ -1245,6 +1288,7 @@ pass_on(const TpcBrokerEvent *event, const TpcMessage *msg,
 	head.kind = TPC_ITEM_MESSAGE;
 	head.type = msg->type;
 	head.id = msg->id;
+	head.own_queues = msg->own_queues;
 	strlcpy(head.peer, msg->from, sizeof(head.peer));
 	strlcpy(head.user_id, msg->user_id, sizeof(head.user_id));
 	if (event->queue != TPC_QUEUE_VOTE)
@@ -1314,6 +1358,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 	msg->vote == TPC_VOTE_YES;
 	bool		ask = false;
 	bool		resend = false;
+	bool		own_queues = false;
 	const char *why = NULL;
 	dsa_pointer reason = InvalidDsaPointer;
 
@@ -1345,6 +1390,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 	else if (txn->state == TPC_TXN_COMMITTED)
 	{
 		resend = says_yes && awaits_commit(part);
+		own_queues = part->own_queues || msg->own_queues;
 		/* it takes no part in what was committed: rollback */
 		ask = says_yes && part->dropped;
 	}
@@ -1356,6 +1402,8 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		if (!part->enlisted)
 			note_round(txn->prepare_at);
 		strlcpy(part->user_id, msg->user_id, sizeof(part->user_id));
+		/* asked for after a restart, in which we have forgotten it */
+		part->own_queues = part->own_queues || msg->own_queues;
 		if (says_yes)
 		{
 			part->vote = TPC_PART_YES;
@@ -1388,7 +1436,7 @@ take_vote(const TpcBrokerEvent *event, const TpcMessage *msg)
 		bad_message(event, why);
 	if (resend)
 	{
-		send_decision(&msg->id, msg->from, true);
+		send_decision(&msg->id, msg->from, own_queues, true);
 		tpc_node_count(node, TPC_STAT_DECISIONS_RESENT, 1);
 	}
 	if (ask)
@@ -1456,7 +1504,7 @@ take_request(const TpcBrokerEvent *event, const TpcMessage *msg)
 	if (pass)
 		pass_on(event, msg, &node->decisions, false);
 	if (rollback)
-		send_decision(&msg->id, msg->from, false);
+		send_decision(&msg->id, msg->from, msg->own_queues, false);
 }
 
 /* P7 arrives: an acknowledgement. */
@@ -1533,7 +1581,7 @@ prepare_returned(const TpcWire *wire, TpcSlice routing_key)
 		{
 			char		key[TPC_QUEUE_NAME_SIZE];
 
-			tpc_broker_prepare_queue_name(key, parts[i].node, parts[i].kind);
+			prepare_queue(key, &parts[i], &id);
 			if (parts[i].vote == TPC_PART_WAITING &&
 				strlen(key) == routing_key.len &&
 				memcmp(key, routing_key.ptr, strlen(key)) == 0)

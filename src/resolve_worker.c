@@ -89,6 +89,7 @@ tpc_resolve_make(TpcMessage *msg, const char *to, bool resent,
 	strlcpy(head.peer, to, sizeof(head.peer));
 	head.publish = true;
 	head.counts_resent = resent;
+	head.own_queues = msg->own_queues;
 	if (answered != NULL)
 	{
 		head.ack_delivery = answered->ack_delivery;
@@ -622,6 +623,7 @@ answer(const TpcItem *item)
 	outcome = tpc_decision_outcome(node, &item->id.gtid, false);
 	memset(&msg, 0, sizeof(msg));
 	msg.id = item->id;
+	msg.own_queues = item->own_queues;
 	switch (outcome)
 	{
 		case TPC_OUTCOME_PENDING:

@@ -145,6 +145,7 @@ typedef struct TpcItem
 	TpcGtid		floor;
 	bool		publish;		/* outgoing: there is a message to publish */
 	bool		counts_resent;	/* outgoing: a repeated decision */
+	bool		own_queues;		/* to, or wanted in, those of the transaction */
 	bool		ack_delivery;	/* outgoing: acknowledge this delivery too */
 	int			ack_queue;		/* its TpcQueueKind */
 	uint64		delivery_tag;
@@ -291,6 +292,7 @@ typedef struct TpcParticipant
 	TpcVoteState vote;			/* messenger, under txns */
 	char		kind[TPC_KIND_SIZE];	/* whose queue its prepare goes to; "":
 										 * the general one */
+	bool		own_queues;		/* it is reached by those of the transaction */
 	bool		enlisted;		/* prepared by the application, not by us */
 	bool		dropped;		/* enlisted in a savepoint that rolled back */
 	bool		sent;			/* messenger; or enlisted: it may vote */
@@ -325,6 +327,7 @@ typedef struct TpcTxn
 								 * back */
 	int			npending_acks;	/* set when committed */
 	bool		prepares_sent;
+	bool		own_queues;		/* it has some: to be deleted */
 	bool		decision_sent;
 	int			resend_ms;		/* messenger: when to send it again … */
 	TimestampTz sent_at;		/* … counted from here */

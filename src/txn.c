@@ -55,6 +55,7 @@
 #include "report.h"
 #include "settings.h"
 #include "shmem.h"
+#include "own_queues.h"
 #include "txn.h"
 
 typedef struct PendingCall
@@ -86,6 +87,10 @@ static struct
 	TpcGlobalId id;
 	List	   *calls;
 	List	   *enlisted;		/* of Enlisted *, as calls */
+	char		own_queues[TPC_NODE_SIZE];	/* who is reached by its own; "":
+											 * nobody */
+	SubTransactionId own_queues_in; /* where that was said */
+	bool		own_declared;	/* they are there */
 	bool		shown;			/* gtid() has told somebody the id */
 	bool		handed;			/* the messenger frees the entry */
 	bool		votes_known;	/* all are in: no other can come */
@@ -362,6 +367,13 @@ tpc_call(PG_FUNCTION_ARGS)
 
 	txn_claim();
 
+	if (kind[0] != '\0' && strcmp(current.own_queues, node) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("\"%s\" is called by the queues of this transaction",
+						node),
+				 errdetail("It cannot be called by the queue of a kind.")));
+
 	if (find_enlisted(node) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -510,6 +522,69 @@ tpc_enlist(PG_FUNCTION_ARGS)
 	current.shown = true;
 	tpc_gtid_to_text(&current.id, text);
 	PG_RETURN_TEXT_P(cstring_to_text(text));
+}
+
+/*
+ * tpc_own_queues(participant text) returns text
+ *
+ * Give the transaction queues of its own, by which that participant is reached;
+ * returns the uuid in their names.  They are there when it returns, whatever
+ * becomes of the transaction, and are gone when it has ended.
+ */
+PG_FUNCTION_INFO_V1(tpc_own_queues);
+Datum
+tpc_own_queues(PG_FUNCTION_ARGS)
+{
+	char	   *participant = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char		uuid[TPC_UUID_TEXT_SIZE];
+	ListCell   *lc;
+
+	tpc_shmem_require();
+	PreventCommandIfReadOnly("tpc_amqp.own_queues()");
+	PreventCommandDuringRecovery("tpc_amqp.own_queues()");
+	check_node_name(participant);
+	txn_claim();
+	if (find_enlisted(participant) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("node \"%s\" is enlisted in this transaction",
+						participant)));
+	if (current.own_queues[0] != '\0' &&
+		strcmp(current.own_queues, participant) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the queues of this transaction are those of \"%s\"",
+						current.own_queues),
+				 errdetail("Two participants would take each other's messages."),
+				 errhint("Call others by queues of their own.")));
+	foreach(lc, current.calls)
+	{
+		PendingCall *call = lfirst(lc);
+
+		if (strcmp(call->node, participant) == 0 && call->kind[0] != '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("\"%s\" has been called by the queue of a kind",
+							participant)));
+	}
+	if (!current.own_declared)
+	{
+		/* from here on the messenger frees the entry, and deletes them */
+		current.handed = true;
+		LWLockAcquire(&tpc_shared->txns, LW_EXCLUSIVE);
+		current.txn->own_queues = true;
+		LWLockRelease(&tpc_shared->txns);
+		tpc_own_queues_declare(current.node, &current.id.gtid);
+		current.own_declared = true;
+	}
+	if (current.own_queues[0] == '\0')
+	{
+		strlcpy(current.own_queues, participant, sizeof(current.own_queues));
+		current.own_queues_in = GetCurrentSubTransactionId();
+	}
+	current.shown = true;
+	tpc_uuid_to_text(&current.id.gtid, uuid);
+	PG_RETURN_TEXT_P(cstring_to_text(uuid));
 }
 
 /* drop_enlisted: its savepoint has rolled back.  Never raises. */
@@ -682,6 +757,8 @@ hand_over(char **names, int n, TimestampTz deadline, bool must_prepare)
 			tpc_message_add_call(&body, call->handler, call->arg,
 								 call->arg_len);
 		}
+		parts[first + i].own_queues = strcmp(names[i],
+											 current.own_queues) == 0;
 		tpc_message_end_calls(&body, must_prepare);
 
 		p = tpc_area_alloc(body.len);
@@ -1436,6 +1513,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				if (enlisted->subid == mySubid)
 					enlisted->subid = parentSubid;
 			}
+			if (current.own_queues_in == mySubid)
+				current.own_queues_in = parentSubid;
 			tpc_join_at_subxact(true, mySubid, parentSubid);
 			tpc_node_at_subxact(true, mySubid, parentSubid);
 			break;
@@ -1454,6 +1533,12 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 
 				if (enlisted->subid == mySubid && !enlisted->dropped)
 					drop_enlisted(enlisted);
+			}
+			if (current.own_queues_in == mySubid)
+			{
+				/* the queues stay until the end of the transaction */
+				current.own_queues[0] = '\0';
+				current.own_queues_in = InvalidSubTransactionId;
 			}
 			tpc_join_at_subxact(false, mySubid, parentSubid);
 			tpc_node_at_subxact(false, mySubid, parentSubid);
