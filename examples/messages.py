@@ -39,15 +39,18 @@ def field(value, name, kind, *default):
     return value[name]
 
 
-def take_part(participant, node, url):
-    """Be that node, for ever."""
+def take_part(participant, node, url, uuid=None):
+    """Be that node, for ever; or take part in one transaction, by its own queues."""
     parameters = pika.URLParameters(url)
     parameters.blocked_connection_timeout = 30
     purge = False
     while True:
         began = time.monotonic()
         try:
-            serve(participant, node, parameters, purge)
+            if uuid is None:
+                serve(participant, node, parameters, purge)
+            elif serve_one(participant, node, parameters, uuid):
+                return
             purge = False
         except (pika.exceptions.AMQPError, OSError, sqlite3.Error) as error:
             logging.warning("trying again: %r", error)
@@ -61,7 +64,8 @@ def take_part(participant, node, url):
 def serve(participant, node, parameters, purge):
     with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()
-        send = functools.partial(answer, channel, parameters.credentials.username, node)
+        user = parameters.credentials.username
+        send = functools.partial(answer, channel, user, node, None)
         channel.exchange_declare(EXCHANGE, "direct", durable=True)
         channel.basic_qos(prefetch_count=1)  # no row of prepares before a decision
         for name, types in QUEUES.items():
@@ -81,14 +85,70 @@ def serve(participant, node, parameters, purge):
             connection.process_data_events(time_limit=0.5)
 
 
-def answer(channel, user, node, gtid, kind, body):
-    """Send this to the coordinator."""
+def serve_one(participant, node, parameters, uuid):
+    """The same in the queues of one transaction.  True if it is over here."""
+    over = []
+
+    def in_doubt(connected=False):
+        asked = participant.in_doubt(connected)
+        return [gtid for gtid in asked if gtid.endswith(f"/{uuid}")]
+
+    def send(gtid, kind, body):
+        answer(channel, user, node, uuid, gtid, kind, body)
+        if kind == "ack" or body.get("vote") in ("no", "read-only"):
+            over.append(kind)
+
+    def take(types, *delivery):
+        receive(participant, send, types, *delivery)
+        if "rollback" in types and not in_doubt(True):
+            over.append("rollback")
+
+    with pika.BlockingConnection(parameters) as connection:
+        user = parameters.credentials.username
+        kinds = ["prepare", "commit", "rollback"]
+        there = [k for k in kinds if is_there(connection, f"txn_{uuid}_{k}")]
+        channel = connection.channel()
+        if there != kinds:  # it has ended, and perhaps we do not know how
+            if not in_doubt(True):
+                return True
+            for kind in {"commit", "rollback"}.difference(there):
+                queue, expires = f"txn_{uuid}_{kind}", {"x-expires": 60000}
+                channel.queue_declare(
+                    queue, durable=True, auto_delete=True, arguments=expires
+                )
+                channel.queue_bind(queue, EXCHANGE, queue)
+                there.append(kind)
+        for kind in there:
+            callback = functools.partial(take, [kind])
+            channel.basic_consume(f"txn_{uuid}_{kind}", callback, exclusive=True)
+        connected = True
+        while not over and len(channel.consumer_tags) == len(there):
+            for gtid in in_doubt(connected):
+                send(gtid, "inquiry", {})
+            connected = False
+            connection.process_data_events(time_limit=0.2)
+        return bool(over) or not in_doubt(True)
+
+
+def is_there(connection, queue):
+    try:
+        connection.channel().queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        return False
+    return True
+
+
+def answer(channel, user, node, uuid, gtid, kind, body):
+    """Send this to the coordinator; the answer comes to the queues with the uuid."""
     properties = pika.BasicProperties(
         type=kind,
         correlation_id=gtid,
         app_id="tpc_amqp",
         user_id=user,
         content_type="application/json",
+        reply_to=f"txn_{uuid}_vote" if uuid else f"tpc_amqp.{node}.vote",
         headers={"tpc-version": 1, "tpc-from": node},
     )
     queue = f"tpc_amqp.{gtid.split('/')[0]}.vote"

@@ -1,12 +1,14 @@
 #!/usr/bin/python3
 """A ledger that takes part in transactions of PostgreSQL nodes.
 
-    AMQP_URL=amqp://ledger:secret@localhost/%2F participant.py ledger ledger.db
+    AMQP_URL=amqp://ledger:secret@localhost/%2F participant.py ledger ledger.db [UUID]
 
 It is node "ledger", as doc/protocol.md tells how to be one, and has its bookings in
 an SQLite database.  Those of a prepared branch are there and do not count yet, but
 what they take is set aside: so they can be kept or undone, whichever is decided.
 Branch records are kept for ever, as ledgers are, so that floors can be ignored.
+
+With the uuid of a transaction that has queues of its own, it takes part in that one.
 """
 
 import logging
@@ -145,4 +147,4 @@ class Ledger:
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    take_part(Ledger(sys.argv[2]), sys.argv[1], os.environ["AMQP_URL"])
+    take_part(Ledger(sys.argv[2]), sys.argv[1], os.environ["AMQP_URL"], *sys.argv[3:])

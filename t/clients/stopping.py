@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The participant of examples/, which stops itself (SIGSTOP) at a step, once.
 
-    AMQP_URL=… stopping.py STEP NODE DATABASE
+    AMQP_URL=… stopping.py STEP NODE DATABASE [UUID]
 
 STEP is prepare, prepared, voted, decision, decided or acknowledged; the last three
 of a branch that this process has prepared.
@@ -25,12 +25,12 @@ def at(name, gtid):
     global step
     if name in ("prepare", "prepared", "voted"):
         prepared.add(gtid)
-    if name == step and gtid in prepared:
+    if step and name == step and gtid in prepared:
         step = None
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def take_part(participant, node, url):
+def take_part(participant, node, url, *uuid):
     take = participant.take
 
     def stopping_take(message):
@@ -41,11 +41,11 @@ def take_part(participant, node, url):
         return said
 
     participant.take = stopping_take
-    original_take_part(participant, node, url)
+    original_take_part(participant, node, url, *uuid)
 
 
-def answer(channel, user, node, gtid, kind, body):
-    original_answer(channel, user, node, gtid, kind, body)
+def answer(channel, user, node, uuid, gtid, kind, body):
+    original_answer(channel, user, node, uuid, gtid, kind, body)
     at({"vote": "voted", "ack": "acknowledged"}.get(kind), gtid)
 
 
