@@ -43,6 +43,7 @@
 #include "option.h"
 #include "settings.h"
 #include "shmem.h"
+#include "txn.h"
 #include "worker.h"
 
 #define RECONNECT_MIN_MS		100
@@ -1858,7 +1859,10 @@ serve_attach(void)
 	LWLockRelease(&tpc_shared->control);
 }
 
-/* Begin an incarnation, once per server run. */
+/*
+ * Begin an incarnation, once per server run.  Nothing is said before: what a
+ * crash kept from reaching the synchronous standbys has reached them with it.
+ */
 static void
 start_incarnation(void)
 {
@@ -1869,8 +1873,10 @@ start_incarnation(void)
 		return;
 	tpc_worker_begin();
 	incarnation = tpc_incarnation_start(node->name, &timeline);
-	ForceSyncCommit();
+	tpc_txn_make_synchronous();
 	tpc_worker_end();
+	if (tpc_worker_gave_up_standbys())
+		proc_exit(0);
 	node->timeline = timeline;
 	node->stat_reset = GetCurrentTimestamp();
 	pg_atomic_write_u64(&node->sequence, 0);
