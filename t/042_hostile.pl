@@ -104,10 +104,19 @@ sub are_bad
 {
 	my ($queue, $name, @messages) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	return are_bad_of($mallory, $queue, $name, @messages);
+}
+
+# are_bad_of WHO, QUEUE, NAME, MESSAGE…: the same of another connection's.
+sub are_bad_of
+{
+	my ($who, $queue, $name, @messages) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $node = $node_of{$queue};
 	my $was = $node->counter('bad_messages');
 
-	$mallory->publish("tpc_amqp.$queue", @messages);
+	$who->publish("tpc_amqp.$queue", @messages);
 	return counts($node, 'bad_messages', $was + @messages, $name);
 }
 
@@ -645,18 +654,28 @@ for my $node (@nodes)
 # Where it is told who speaks for a node, nobody else does: not before it has
 # voted, nor for what it has joined, nor in its name to handlers.
 
-for my $node (@nodes)
+# with_options SQL…: on all nodes, which connect anew with them.
+sub with_options
 {
-	my $before = $node->counter('connects');
+	my (@sql) = @_;
 
-	$node->sql("ALTER SERVER rabbit OPTIONS (ADD peer_user 'hostile_%n')");
-	$node->sql("DELETE FROM tpc_amqp.floor
-		WHERE sender <> 'hostile_' || coordinator");
-	$node->sql("SELECT pg_terminate_backend(messenger_pid)
-		FROM tpc_amqp.node");
-	$node->poll("SELECT connects > $before FROM tpc_amqp.stat");
+	for my $node (@nodes)
+	{
+		my $before = $node->counter('connects');
+
+		$node->sql($_) for @sql;
+		$node->sql("SELECT pg_terminate_backend(messenger_pid)
+			FROM tpc_amqp.node");
+		$node->poll("SELECT connects > $before FROM tpc_amqp.stat");
+	}
+	TpcPair::connected(@nodes);
+	return;
 }
-TpcPair::connected(@nodes);
+
+with_options(
+	"ALTER SERVER rabbit OPTIONS (ADD peer_user 'hostile_%n')",
+	"DELETE FROM tpc_amqp.floor
+		WHERE sender <> 'hostile_' || coordinator");
 works_on('only peers');
 $gtid = made_up_gtid(5000);
 are_bad(
@@ -700,6 +719,96 @@ $session->query_safe('COMMIT');
 $session->quit;
 ok(TpcPair::settled(20, @nodes), '... and it commits') or diag $@;
 on_both('... on both nodes');
+
+# That other nodes share a user, or one node's name begins another's, opens
+# nothing: of these nodes each has its own.
+
+for my $user ('hostile_all', 'hostile_', 'hostile_blogs', 'hostile_blog')
+{
+	$broker->add_user($user, "secret of $user");
+	$as{$user} = TpcAmqp->new(
+		$broker,
+		user => $user,
+		password => "secret of $user");
+}
+
+# liars NAME, USER…: none of them speaks for blog, or for reviews.
+sub liars
+{
+	my ($name, @users) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	for my $user (@users)
+	{
+		my $who = $as{$user} // $mallory;
+
+		are_bad_of(
+			$who,
+			'reviews.prepare',
+			"$name: a prepare of $user",
+			of_type(
+				'prepare',
+				gtid => made_up_gtid(6000),
+				user_id => $user,
+				body =>
+				  '{"calls":[{"handler":"add_review","arg":{"id":-1}}]}'));
+		are_bad_of($who, 'reviews.decision', "$name: decisions of $user",
+			map { of_type($_, user_id => $user) } qw(commit rollback unknown));
+		are_bad_of(
+			$who,
+			'blog.vote',
+			"$name: answers of $user",
+			of_type('vote', user_id => $user),
+			of_type('vote', user_id => $user, body => '{"vote":"no"}'),
+			map { of_type($_, user_id => $user) } qw(inquiry ack request));
+	}
+	return;
+}
+
+$gtid = both_prepared();
+liars('a user each', 'hostile_all', 'hostile_', 'hostile_blogs');
+works_on('a user each');
+is($blog->sql('SELECT gid FROM pg_prepared_xacts'),
+	'g', '... decide nothing');
+succeeds($blog, "COMMIT PREPARED 'g'", '... and it can be committed');
+ok(TpcPair::settled(20, @nodes), '... on both nodes') or diag $@;
+
+# All nodes share one user: they work together, and nobody else is one of
+# them, not even who was before.
+
+$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+with_options(
+	q{ALTER SERVER rabbit OPTIONS (SET peer_user 'hostile_all')},
+	q{ALTER USER MAPPING FOR PUBLIC SERVER rabbit OPTIONS
+		(SET "user" 'hostile_all', SET password 'secret of hostile_all')});
+works_on('a shared user');
+$handlers = hold_handlers();
+($run, $gtid) = start_held();
+liars('a shared user', 'mallory', 'hostile_', 'hostile_blog');
+$handlers->quit;
+commits($run, 'a shared user');
+$gtid = both_prepared();
+liars('a shared user, prepared', 'mallory', 'hostile_blog');
+is($blog->sql('SELECT gid FROM pg_prepared_xacts'),
+	'g', '... decide nothing');
+succeeds($reviews, "COMMIT PREPARED 'h'",
+	'... and whoever shares it can commit');
+ok(TpcPair::settled(20, @nodes), '... on both nodes') or diag $@;
+on_both('... both rows');
+
+# Where the others know it under that user, one that connects as another is
+# none of them.
+$reviews->sql(q{ALTER USER MAPPING FOR PUBLIC SERVER rabbit OPTIONS
+	(SET "user" 'hostile_reviews', SET password 'secret of hostile_reviews')});
+my $before = $reviews->counter('connects');
+$reviews->sql('SELECT pg_terminate_backend(messenger_pid) FROM tpc_amqp.node');
+$reviews->poll("SELECT connects > $before FROM tpc_amqp.stat");
+like(
+	$blog->fails(
+		TpcPair::transaction(++$id, set => { prepare_timeout => '1s' })),
+	qr/no vote from node "reviews"/,
+	'a vote of a node that does not share the user does not count');
+ok(TpcPair::settled(20, $blog), '... and it is rolled back') or diag $@;
 
 ok(TpcPair::settled(20, @nodes), 'nothing is left prepared') or diag $@;
 is($reviews->sql('SELECT count(*) FROM public.reviews WHERE id < 0'),
