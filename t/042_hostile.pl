@@ -22,7 +22,7 @@ my $broker = TpcTest::Broker->of_this_file;
 	broker => $broker,
 	blog_user => 'hostile_blog',
 	reviews_user => 'hostile_reviews',
-	conf => <<'EOC',
+	conf => <<'EOC');
 log_statement = none
 log_min_messages = info
 tpc_amqp.prepare_timeout = 60s
@@ -30,13 +30,6 @@ tpc_amqp.apply_timeout = 60s
 tpc_amqp.lock_timeout = 0
 tpc_amqp.max_payload = 64kB
 EOC
-	reviews_setup => <<'EOS');
-CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
-	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
-	  INSERT INTO public.reviews (id, note)
-	  VALUES ((arg->>'id')::int, 'held')$$;
-SELECT tpc_amqp.register_handler('held', 'public.held(jsonb)');
-EOS
 my @nodes = ($blog, $reviews);
 my %node_of = (
 	'reviews.prepare' => $reviews,
@@ -78,13 +71,6 @@ sub workers
 sub connects
 {
 	return join ' ', map { $_->counter('connects') } @nodes;
-}
-
-sub incidents
-{
-	return join '', map {
-		$_->sql('SELECT i FROM tpc_amqp.incidents i')
-	} @nodes;
 }
 
 # A transaction that commits.  What was in the queues before it has been dealt
@@ -159,23 +145,6 @@ sub gtid_of
 	my ($gtid) = $message->{header} =~ m{(blog/[0-9a-f-]{36})}
 	  or die 'no gtid';
 	return $gtid;
-}
-
-# Sessions that keep handlers, or transactions from writing their decision
-# down, until they quit.
-sub hold_handlers
-{
-	my $session = $reviews->session;
-	$session->query_safe('SELECT pg_advisory_lock(7)');
-	return $session;
-}
-
-sub hold_decisions
-{
-	my $session = $blog->session;
-	$session->query_safe(
-		'BEGIN; LOCK TABLE tpc_amqp.decision IN SHARE MODE');
-	return $session;
 }
 
 # (run, gtid) of a transaction whose branch is held while it runs.
@@ -396,7 +365,8 @@ are_bad(
 		item('commit', $gtid, '{}')))
   and counts($reviews, 'duplicates', $duplicates + 2, '... counts the good');
 works_on('a batch of good and bad');
-is(incidents(), '', 'messages that are none: nobody has to look at anything');
+TpcTest->no_incidents(
+	'messages that are none: nobody has to look at anything', @nodes);
 
 # ---------------------------------------------------------------------------
 # What was sent before: all of a transaction's messages at each later point,
@@ -424,8 +394,8 @@ sub replay
 		\@bad, "repeated $point: nothing is wrong with that");
 }
 
-my $handlers = hold_handlers();
-my $decisions = hold_decisions();
+my $handlers = TpcPair::hold_handlers($reviews);
+my $decisions = TpcPair::hold_decisions($blog);
 my $run;
 ($run, $gtid, $seen{prepare}) = start_held();
 replay('while the branch runs');
@@ -468,13 +438,13 @@ ok(TpcPair::settled(20, @nodes), 'repeated: nothing is prepared')
   or diag $@;
 is( $reviews->sql("SELECT count(*) - count(DISTINCT id) FROM public.reviews"),
 	0, 'repeated: nothing took effect twice');
-is(incidents(), '', 'repeated: nobody has to look at anything');
+TpcTest->no_incidents('repeated: nobody has to look at anything', @nodes);
 
 # ---------------------------------------------------------------------------
 # Decisions that are not his
 
-$handlers = hold_handlers();
-$decisions = hold_decisions();
+$handlers = TpcPair::hold_handlers($reviews);
+$decisions = TpcPair::hold_decisions($blog);
 ($run, $gtid) = start_held();
 are_bad('reviews.decision', 'a decision about a branch that runs: bad',
 	of_type('commit'), of_type('rollback'));
@@ -529,7 +499,8 @@ on_both('... and stays so');
 taken($mallory, 'blog.vote',
 	map { of_type('ack', gtid => made_up_gtid(100 + $_)) } 1 .. 10);
 works_on('acknowledgements of nothing');
-is(incidents(), '', 'what is not his: nobody has to look at anything');
+TpcTest->no_incidents(
+	'what is not his: nobody has to look at anything', @nodes);
 
 # Requests count only from nodes that are enlisted.
 $blog->sql(calling(++$id) . "PREPARE TRANSACTION 'g'");
@@ -603,7 +574,7 @@ for my $i (0 .. $#pids)
 	cmp_ok($grown, '<', $GROWTH, 'a burst does not make a process larger');
 }
 works_on('a burst');
-is(incidents(), '', 'a burst: nobody has to look at anything');
+TpcTest->no_incidents('a burst: nobody has to look at anything', @nodes);
 
 # Commits of what never was are what a node has to tell a person, but it does
 # not fill the log with them.
@@ -689,7 +660,7 @@ are_bad(
 			body =>
 			  '{"calls":[{"handler":"add_review","arg":{"id":-1}}]}')
 	} 'mallory', undef);
-$handlers = hold_handlers();
+$handlers = TpcPair::hold_handlers($reviews);
 ($run, $gtid) = start_held();
 are_bad(
 	'blog.vote',
@@ -782,7 +753,7 @@ with_options(
 	q{ALTER USER MAPPING FOR PUBLIC SERVER rabbit OPTIONS
 		(SET "user" 'hostile_all', SET password 'secret of hostile_all')});
 works_on('a shared user');
-$handlers = hold_handlers();
+$handlers = TpcPair::hold_handlers($reviews);
 ($run, $gtid) = start_held();
 liars('a shared user', 'mallory', 'hostile_', 'hostile_blog');
 $handlers->quit;
