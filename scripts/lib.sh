@@ -191,6 +191,19 @@ end_bounded()
 	}
 }
 
+# stop_servers SECONDS: for the traps of scripts that test with the server in
+# TPC_STAGE/regress, of $bindir, and the broker in TPC_STAGE/broker.
+stop_servers()
+{
+	end_bounded
+	# shellcheck disable=SC2154
+	[ ! -e "$TPC_STAGE/regress/data/postmaster.pid" ] ||
+		"$bindir/pg_ctl" -D "$TPC_STAGE/regress/data" -m immediate -t "$1" \
+			-s stop || true
+	# shellcheck disable=SC2154
+	"$here/broker" stop "$TPC_STAGE/broker" || true
+}
+
 # clang_with_fuzzer: a compiler that brings a fuzzer and sanitizers.
 clang_with_fuzzer()
 {

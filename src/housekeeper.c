@@ -551,6 +551,8 @@ resend_decisions(TimestampTz now, bool all)
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
 	rows = tpc_decision_list(before, looked_after);
+	if (rows != NIL && !tpc_worker_await_standbys())
+		proc_exit(0);
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
 
@@ -634,9 +636,12 @@ inquire(TimestampTz now, bool all)
 	tpc_worker_begin();
 	MemoryContextSwitchTo(turn_context);
 	branches = list_concat(tpc_branch_prepared(node->name), forced_commits());
+	branches = list_concat(branches, tpc_gid_joined());
+	/* to ask is to promise */
+	if (branches != NIL && !tpc_worker_await_standbys())
+		proc_exit(0);
 	tpc_worker_end();
 	MemoryContextSwitchTo(turn_context);
-	branches = list_concat(branches, tpc_gid_joined());
 
 	foreach(lc, branches)
 	{
@@ -855,17 +860,24 @@ static bool
 still_prepared(const TpcGid *entry, bool *committed)
 {
 	TpcBranchRow row;
+	bool		prepared;
 
 	if (entry->has_txn)
 	{
 		TpcRowState state = tpc_decision_probe(&entry->txn, NULL);
 
 		*committed = state == TPC_ROW_COMMITTED;
-		return state == TPC_ROW_IN_PROGRESS;
+		prepared = state == TPC_ROW_IN_PROGRESS;
 	}
-	tpc_branch_probe(&entry->branch, &row);
-	*committed = row.state == TPC_BRANCH_COMMITTED;
-	return row.state == TPC_BRANCH_IN_PROGRESS;
+	else
+	{
+		tpc_branch_probe(&entry->branch, &row);
+		*committed = row.state == TPC_BRANCH_COMMITTED;
+		prepared = row.state == TPC_BRANCH_IN_PROGRESS;
+	}
+	if (!prepared && !tpc_worker_await_standbys())
+		proc_exit(0);
+	return prepared;
 }
 
 /* One that an entry (arg, a TpcGid) says is prepared. */

@@ -46,6 +46,7 @@
 #include "request.h"
 #include "settings.h"
 #include "shmem.h"
+#include "txn.h"
 #include "worker.h"
 
 #define RECONNECT_MIN_MS		100
@@ -1997,7 +1998,10 @@ serve_attach(void)
 	LWLockRelease(&tpc_shared->control);
 }
 
-/* Begin an incarnation, once per server run. */
+/*
+ * Begin an incarnation, once per server run.  Nothing is said before: what a
+ * crash kept from reaching the synchronous standbys has reached them with it.
+ */
 static void
 start_incarnation(void)
 {
@@ -2008,8 +2012,10 @@ start_incarnation(void)
 		return;
 	tpc_worker_begin();
 	incarnation = tpc_incarnation_start(node->name, &timeline);
-	ForceSyncCommit();
+	tpc_txn_make_synchronous();
 	tpc_worker_end();
+	if (tpc_worker_gave_up_standbys())
+		proc_exit(0);
 	node->timeline = timeline;
 	node->stat_reset = GetCurrentTimestamp();
 	pg_atomic_write_u64(&node->sequence, 0);

@@ -373,7 +373,8 @@ run_branch(Work *work, volatile dsa_pointer *yes)
 			 * that of a transaction that is failing), and to who sent it.
 			 */
 			if (strcmp(row.sender, work->user_id) == 0 &&
-				tpc_branch_gid_exists(row.gid))
+				tpc_branch_gid_exists(row.gid) &&
+				tpc_worker_await_standbys())
 				return WORK_VOTE_AGAIN;
 			return WORK_DROP;
 		case TPC_PREPARE_DROP:
@@ -598,6 +599,13 @@ run_job(Work *work)
 			tpc_node_count(node, TPC_STAT_BRANCHES_PREPARED, 1);
 			/* FALLTHROUGH */
 		case WORK_VOTE_AGAIN:
+			if (tpc_worker_gave_up_standbys())
+			{
+				/* the lead inquires once they have it */
+				finish_job(work, make_last_vote(work, false, TPC_VOTE_YES,
+												NULL));
+				break;
+			}
 			finish_job(work, yes);
 			yes = InvalidDsaPointer;
 			break;
@@ -647,7 +655,11 @@ vote_at_exit(int code, Datum arg)
 	strlcpy(error.sqlstate, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN),
 			sizeof(error.sqlstate));
 	error.message = "the process that ran the branch was terminated";
-	finish_job(work, make_last_vote(work, true, current_prepared ?
+	/* if there are standbys, they may not have what is prepared: as above */
+	finish_job(work, make_last_vote(work,
+									!current_prepared ||
+									!tpc_worker_has_standbys(),
+									current_prepared ?
 									TPC_VOTE_YES : TPC_VOTE_NO,
 									current_prepared ? NULL : &error));
 }

@@ -240,8 +240,7 @@ detached_may_finish(const TpcGid *entry, bool commit)
 		return true;			/* the server says what is wrong with it */
 	if (entry->has_branch)
 		return superuser();
-	if (commit)
-		tpc_txn_make_synchronous();
+	tpc_txn_make_synchronous();
 	return !commit || entry->votes_known;
 }
 
@@ -387,8 +386,9 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 		TPC_FAILPOINT("Q2.before");
 		votes_known = tpc_txn_wait_for_votes(node, &id) || entry.votes_known;
 		TPC_FAILPOINT("Q2.after");
-		tpc_txn_make_synchronous();
 	}
+	/* a rollback, too: after a failover it would still be prepared */
+	tpc_txn_make_synchronous();
 	(void) tpc_area();
 	TPC_FAILPOINT("Q3.before");
 

@@ -38,6 +38,7 @@
 #include "resolve_worker.h"
 #include "settings.h"
 #include "shmem.h"
+#include "txn.h"
 #include "worker.h"
 
 #define RETRY_MIN_MS	5
@@ -255,10 +256,10 @@ recall_branch(const TpcItem *item, TpcBranchRow *row)
 }
 
 /*
- * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable when it
- * returns true.  False if there is no such prepared transaction, or it is
- * busy (its backend is still leaving it, or another resolver has it).  The
- * caller is in a transaction of its own (tpc_worker_begin), which this ends,
+ * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable, also on
+ * synchronous standbys, when it returns true.  False if there is no such
+ * prepared transaction, or it is busy (its backend is still leaving it, or
+ * another resolver has it).  The caller is in a transaction of its own (tpc_worker_begin), which this ends,
  * unless it raises.
  */
 bool
@@ -270,6 +271,7 @@ tpc_resolve_finish(const char *gid, bool commit)
 	PG_TRY();
 	{
 		TPC_FAILPOINT("P6.before");
+		tpc_txn_make_synchronous();
 		FinishPreparedTransaction(gid, commit);
 		finished = true;
 		TPC_FAILPOINT("P6.after");
@@ -287,6 +289,9 @@ tpc_resolve_finish(const char *gid, bool commit)
 		MemoryContextSwitchTo(caller);
 	}
 	PG_END_TRY();
+	/* a successor finds it done, and waits for them */
+	if (finished && tpc_worker_gave_up_standbys())
+		proc_exit(0);
 	return finished;
 }
 
@@ -478,6 +483,8 @@ decide(const TpcItem *item)
 			forced = tpc_heuristic_lookup(&item->id, &forced_commit);
 			if (forced && facts.sender_matches)
 				(void) tpc_heuristic_answered(&item->id);
+			if (!tpc_worker_await_standbys())
+				proc_exit(0);
 			tpc_worker_end();
 			tpc_node_count(node, TPC_STAT_DUPLICATES, 1);
 			send_ack(item,
@@ -621,6 +628,8 @@ answer(const TpcItem *item)
 	TPC_FAILPOINT("I2.before");
 	tpc_worker_begin();
 	outcome = tpc_decision_outcome(node, &item->id.gtid, false);
+	if (outcome != TPC_OUTCOME_PENDING && !tpc_worker_await_standbys())
+		proc_exit(0);
 	memset(&msg, 0, sizeof(msg));
 	msg.id = item->id;
 	msg.own_queues = item->own_queues;

@@ -15,15 +15,19 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
+#include "replication/syncrep.h"
+#include "replication/walsender.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
 #include "settings.h"
+#include "txn.h"
 #include "worker.h"
 
 #define LOG_INTERVAL_MS 60000
@@ -322,4 +326,40 @@ tpc_worker_end(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+}
+
+/* Whether commits wait for standbys here. */
+bool
+tpc_worker_has_standbys(void)
+{
+	return max_wal_senders > 0 && SyncRepStandbyNames != NULL &&
+		SyncRepStandbyNames[0] != '\0';
+}
+
+/*
+ * tpc_worker_gave_up_standbys: whether the last wait for them may have ended
+ * before they had it, because this process is to end.  Then nobody is to hear
+ * of what was written.
+ */
+bool
+tpc_worker_gave_up_standbys(void)
+{
+	return ProcDiePending && tpc_worker_has_standbys();
+}
+
+/*
+ * tpc_worker_await_standbys: wait until the synchronous standbys, if there are
+ * any, have what is on disk here.  What we find in tables they need not have:
+ * a prepared transaction is to be seen before its PREPARE has waited for them,
+ * and who waited may have been terminated.  In a transaction.  False if we
+ * are.
+ */
+bool
+tpc_worker_await_standbys(void)
+{
+	tpc_txn_make_synchronous();
+	HOLD_INTERRUPTS();
+	SyncRepWaitForLSN(GetFlushRecPtr(NULL), false);
+	RESUME_INTERRUPTS();
+	return !tpc_worker_gave_up_standbys();
 }

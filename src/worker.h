@@ -22,6 +22,9 @@ extern TpcWorker *tpc_worker_slot(TpcNode *node, TpcRole role, int number);
 extern bool tpc_worker_may_log(TimestampTz *logged_at);
 extern void tpc_worker_begin(void);
 extern void tpc_worker_end(void);
+extern bool tpc_worker_has_standbys(void);
+extern bool tpc_worker_gave_up_standbys(void);
+extern bool tpc_worker_await_standbys(void);
 extern int	tpc_worker_stop_all(TpcNode *node);
 extern bool tpc_worker_should_exit(TpcNode *node);
 

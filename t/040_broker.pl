@@ -19,47 +19,16 @@ my $CLIENTS = 4;
 my $broker = TpcTest::Broker->new(own => 1);
 my ($blog, $reviews) = TpcPair::new_pair(
 	broker => $broker,
-	conf => <<'EOC',
+	conf => <<'EOC');
 log_statement = none
 log_min_messages = info
 tpc_amqp.resolve_interval = '1s'
 tpc_amqp.lock_timeout = 0
 EOC
-	reviews_setup => <<'EOS');
-CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
-	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
-	  INSERT INTO public.reviews (id, note)
-	  VALUES ((arg->>'id')::int, 'held')$$;
-SELECT tpc_amqp.register_handler('held', 'public.held(jsonb)');
-EOS
 my @nodes = ($blog, $reviews);
 my $next_id = 1;
 
 TpcPair::connected(@nodes);
-
-# A session that keeps what calls "held" in its handler, until it quits.
-sub hold_handlers
-{
-	my $session = $reviews->session;
-	$session->query_safe('SELECT pg_advisory_lock(7)');
-	return $session;
-}
-
-# A session that keeps transactions from writing their decision down.
-sub hold_decisions
-{
-	my $session = $blog->session;
-	$session->query_safe(
-		'BEGIN; LOCK TABLE tpc_amqp.decision IN SHARE MODE');
-	return $session;
-}
-
-sub release
-{
-	my ($session) = @_;
-	$session->quit;
-	return;
-}
 
 sub held_count
 {
@@ -241,8 +210,8 @@ for my $way ('restart', 'kill -9')
 # ---------------------------------------------------------------------------
 # Votes and decisions are lost with all that the broker has
 
-my $handlers = hold_handlers();
-my $decisions = hold_decisions();
+my $handlers = TpcPair::hold_handlers($reviews);
+my $decisions = TpcPair::hold_decisions($blog);
 my ($late, $short, $decided) = ($next_id++, $next_id++, $next_id++);
 my $run_decided = $blog->start(
 	TpcPair::transaction($decided, set => { commit_wait => 'decided' }));
@@ -261,8 +230,8 @@ held_count(2);
 
 # From here on what is sent does not arrive.
 $broker->freeze;
-release($decisions);
-release($handlers);
+$decisions->quit;
+$handlers->quit;
 my (undef, $err, $rc) = $run_decided->finish;
 is("$rc $err", '0 ', 'a transaction is decided');
 prepared_count(3);
@@ -319,7 +288,7 @@ $nodes[$_]->poll("SELECT connects > $connects[$_] FROM tpc_amqp.stat")
   for 0, 1;
 works_on('another heartbeat');
 
-$handlers = hold_handlers();
+$handlers = TpcPair::hold_handlers($reviews);
 $id = $next_id++;
 my $from = time();
 my $run = $blog->start(
@@ -329,7 +298,7 @@ my $run = $blog->start(
 		set => { prepare_timeout => '5s' }));
 held_count(1);
 $broker->freeze;
-release($handlers);
+$handlers->quit;
 (undef, $err, $rc) = $run->finish;
 cmp_ok(time() - $from, '<', 6, 'broker frozen: COMMIT fails in time');
 like($err, qr/ERROR:  40000: no vote from node "reviews"/,
@@ -347,7 +316,7 @@ works_on('broker frozen');
 # ---------------------------------------------------------------------------
 # The broker is out of memory
 
-$decisions = hold_decisions();
+$decisions = TpcPair::hold_decisions($blog);
 $decided = $next_id++;
 $run_decided = $blog->start(
 	TpcPair::transaction(
@@ -367,7 +336,7 @@ TpcTest::poll_until(
 $err = fails_within(2, '53\w{3}', 'COMMIT while the broker has no memory',
 	TpcPair::transaction($next_id++));
 like($err, qr/DETAIL:  .*low on memory/, '... which says so');
-release($decisions);
+$decisions->quit;
 (undef, $err, $rc) = $run_decided->finish;
 is("$rc $err", '0 ', 'a transaction is decided meanwhile');
 isnt(TpcPair::unfinished($reviews), '', '... but not applied');
@@ -453,7 +422,7 @@ is($blog->sql('SELECT count(*) - count(DISTINCT gtid)
 
 # A prepare again while its branch is prepared: it votes again, and that is
 # all.
-$decisions = hold_decisions();
+$decisions = TpcPair::hold_decisions($blog);
 $id = $next_id++;
 1 while $amqp->try_get('spy.reviews.prepare');
 $run = $blog->start(
@@ -464,7 +433,7 @@ my $was = $reviews->counter('duplicates');
 $amqp->publish($key{'reviews.prepare'}, $again) for 1 .. 3;
 $reviews->poll("SELECT duplicates >= $was + 3 FROM tpc_amqp.stat");
 prepared_count(1);
-release($decisions);
+$decisions->quit;
 (undef, $err, $rc) = $run->finish;
 is("$rc $err", '0 ', 'a prepare again, of a prepared branch: it commits');
 outcome_is($id, '11', '... once');

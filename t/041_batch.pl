@@ -16,14 +16,7 @@ my $N = 3;
 my $broker = TpcTest::Broker->new(own => 1);
 my ($blog, $reviews) = TpcPair::new_pair(
 	broker => $broker,
-	conf => "tpc_amqp.prepare_timeout = '60s'\ntpc_amqp.lock_timeout = 0\n",
-	reviews_setup => <<'EOS');
-CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
-	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
-	  INSERT INTO public.reviews (id, note)
-	  VALUES ((arg->>'id')::int, 'held')$$;
-SELECT tpc_amqp.register_handler('held', 'public.held(jsonb)');
-EOS
+	conf => "tpc_amqp.prepare_timeout = '60s'\ntpc_amqp.lock_timeout = 0\n");
 my @nodes = ($blog, $reviews);
 my $next_id = 1;
 

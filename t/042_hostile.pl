@@ -22,7 +22,7 @@ my $broker = TpcTest::Broker->of_this_file;
 	broker => $broker,
 	blog_user => 'hostile_blog',
 	reviews_user => 'hostile_reviews',
-	conf => <<'EOC',
+	conf => <<'EOC');
 log_statement = none
 log_min_messages = info
 tpc_amqp.prepare_timeout = 60s
@@ -30,13 +30,6 @@ tpc_amqp.apply_timeout = 60s
 tpc_amqp.lock_timeout = 0
 tpc_amqp.max_payload = 64kB
 EOC
-	reviews_setup => <<'EOS');
-CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
-	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
-	  INSERT INTO public.reviews (id, note)
-	  VALUES ((arg->>'id')::int, 'held')$$;
-SELECT tpc_amqp.register_handler('held', 'public.held(jsonb)');
-EOS
 my @nodes = ($blog, $reviews);
 my %node_of = (
 	'reviews.prepare' => $reviews,
@@ -80,13 +73,6 @@ sub connects
 	return join ' ', map { $_->counter('connects') } @nodes;
 }
 
-sub incidents
-{
-	return join '', map {
-		$_->sql('SELECT i FROM tpc_amqp.incidents i')
-	} @nodes;
-}
-
 # A transaction that commits.  What was in the queues before it has been dealt
 # with then: there is one resolve worker.
 sub works_on
@@ -104,10 +90,19 @@ sub are_bad
 {
 	my ($queue, $name, @messages) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	return are_bad_of($mallory, $queue, $name, @messages);
+}
+
+# are_bad_of WHO, QUEUE, NAME, MESSAGE…: the same of another connection's.
+sub are_bad_of
+{
+	my ($who, $queue, $name, @messages) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $node = $node_of{$queue};
 	my $was = $node->counter('bad_messages');
 
-	$mallory->publish("tpc_amqp.$queue", @messages);
+	$who->publish("tpc_amqp.$queue", @messages);
 	return counts($node, 'bad_messages', $was + @messages, $name);
 }
 
@@ -150,23 +145,6 @@ sub gtid_of
 	my ($gtid) = $message->{header} =~ m{(blog/[0-9a-f-]{36})}
 	  or die 'no gtid';
 	return $gtid;
-}
-
-# Sessions that keep handlers, or transactions from writing their decision
-# down, until they quit.
-sub hold_handlers
-{
-	my $session = $reviews->session;
-	$session->query_safe('SELECT pg_advisory_lock(7)');
-	return $session;
-}
-
-sub hold_decisions
-{
-	my $session = $blog->session;
-	$session->query_safe(
-		'BEGIN; LOCK TABLE tpc_amqp.decision IN SHARE MODE');
-	return $session;
 }
 
 # (run, gtid) of a transaction whose branch is held while it runs.
@@ -387,7 +365,8 @@ are_bad(
 		item('commit', $gtid, '{}')))
   and counts($reviews, 'duplicates', $duplicates + 2, '... counts the good');
 works_on('a batch of good and bad');
-is(incidents(), '', 'messages that are none: nobody has to look at anything');
+TpcTest->no_incidents(
+	'messages that are none: nobody has to look at anything', @nodes);
 
 # ---------------------------------------------------------------------------
 # What was sent before: all of a transaction's messages at each later point,
@@ -415,8 +394,8 @@ sub replay
 		\@bad, "repeated $point: nothing is wrong with that");
 }
 
-my $handlers = hold_handlers();
-my $decisions = hold_decisions();
+my $handlers = TpcPair::hold_handlers($reviews);
+my $decisions = TpcPair::hold_decisions($blog);
 my $run;
 ($run, $gtid, $seen{prepare}) = start_held();
 replay('while the branch runs');
@@ -459,13 +438,13 @@ ok(TpcPair::settled(20, @nodes), 'repeated: nothing is prepared')
   or diag $@;
 is( $reviews->sql("SELECT count(*) - count(DISTINCT id) FROM public.reviews"),
 	0, 'repeated: nothing took effect twice');
-is(incidents(), '', 'repeated: nobody has to look at anything');
+TpcTest->no_incidents('repeated: nobody has to look at anything', @nodes);
 
 # ---------------------------------------------------------------------------
 # Decisions that are not his
 
-$handlers = hold_handlers();
-$decisions = hold_decisions();
+$handlers = TpcPair::hold_handlers($reviews);
+$decisions = TpcPair::hold_decisions($blog);
 ($run, $gtid) = start_held();
 are_bad('reviews.decision', 'a decision about a branch that runs: bad',
 	of_type('commit'), of_type('rollback'));
@@ -520,7 +499,8 @@ on_both('... and stays so');
 taken($mallory, 'blog.vote',
 	map { of_type('ack', gtid => made_up_gtid(100 + $_)) } 1 .. 10);
 works_on('acknowledgements of nothing');
-is(incidents(), '', 'what is not his: nobody has to look at anything');
+TpcTest->no_incidents(
+	'what is not his: nobody has to look at anything', @nodes);
 
 # Requests count only from nodes that are enlisted.
 $blog->sql(calling(++$id) . "PREPARE TRANSACTION 'g'");
@@ -594,7 +574,7 @@ for my $i (0 .. $#pids)
 	cmp_ok($grown, '<', $GROWTH, 'a burst does not make a process larger');
 }
 works_on('a burst');
-is(incidents(), '', 'a burst: nobody has to look at anything');
+TpcTest->no_incidents('a burst: nobody has to look at anything', @nodes);
 
 # Commits of what never was are what a node has to tell a person, but it does
 # not fill the log with them.
@@ -645,18 +625,28 @@ for my $node (@nodes)
 # Where it is told who speaks for a node, nobody else does: not before it has
 # voted, nor for what it has joined, nor in its name to handlers.
 
-for my $node (@nodes)
+# with_options SQL…: on all nodes, which connect anew with them.
+sub with_options
 {
-	my $before = $node->counter('connects');
+	my (@sql) = @_;
 
-	$node->sql("ALTER SERVER rabbit OPTIONS (ADD peer_user 'hostile_%n')");
-	$node->sql("DELETE FROM tpc_amqp.floor
-		WHERE sender <> 'hostile_' || coordinator");
-	$node->sql("SELECT pg_terminate_backend(messenger_pid)
-		FROM tpc_amqp.node");
-	$node->poll("SELECT connects > $before FROM tpc_amqp.stat");
+	for my $node (@nodes)
+	{
+		my $before = $node->counter('connects');
+
+		$node->sql($_) for @sql;
+		$node->sql("SELECT pg_terminate_backend(messenger_pid)
+			FROM tpc_amqp.node");
+		$node->poll("SELECT connects > $before FROM tpc_amqp.stat");
+	}
+	TpcPair::connected(@nodes);
+	return;
 }
-TpcPair::connected(@nodes);
+
+with_options(
+	"ALTER SERVER rabbit OPTIONS (ADD peer_user 'hostile_%n')",
+	"DELETE FROM tpc_amqp.floor
+		WHERE sender <> 'hostile_' || coordinator");
 works_on('only peers');
 $gtid = made_up_gtid(5000);
 are_bad(
@@ -670,7 +660,7 @@ are_bad(
 			body =>
 			  '{"calls":[{"handler":"add_review","arg":{"id":-1}}]}')
 	} 'mallory', undef);
-$handlers = hold_handlers();
+$handlers = TpcPair::hold_handlers($reviews);
 ($run, $gtid) = start_held();
 are_bad(
 	'blog.vote',
@@ -700,6 +690,96 @@ $session->query_safe('COMMIT');
 $session->quit;
 ok(TpcPair::settled(20, @nodes), '... and it commits') or diag $@;
 on_both('... on both nodes');
+
+# That other nodes share a user, or one node's name begins another's, opens
+# nothing: of these nodes each has its own.
+
+for my $user ('hostile_all', 'hostile_', 'hostile_blogs', 'hostile_blog')
+{
+	$broker->add_user($user, "secret of $user");
+	$as{$user} = TpcAmqp->new(
+		$broker,
+		user => $user,
+		password => "secret of $user");
+}
+
+# liars NAME, USER…: none of them speaks for blog, or for reviews.
+sub liars
+{
+	my ($name, @users) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	for my $user (@users)
+	{
+		my $who = $as{$user} // $mallory;
+
+		are_bad_of(
+			$who,
+			'reviews.prepare',
+			"$name: a prepare of $user",
+			of_type(
+				'prepare',
+				gtid => made_up_gtid(6000),
+				user_id => $user,
+				body =>
+				  '{"calls":[{"handler":"add_review","arg":{"id":-1}}]}'));
+		are_bad_of($who, 'reviews.decision', "$name: decisions of $user",
+			map { of_type($_, user_id => $user) } qw(commit rollback unknown));
+		are_bad_of(
+			$who,
+			'blog.vote',
+			"$name: answers of $user",
+			of_type('vote', user_id => $user),
+			of_type('vote', user_id => $user, body => '{"vote":"no"}'),
+			map { of_type($_, user_id => $user) } qw(inquiry ack request));
+	}
+	return;
+}
+
+$gtid = both_prepared();
+liars('a user each', 'hostile_all', 'hostile_', 'hostile_blogs');
+works_on('a user each');
+is($blog->sql('SELECT gid FROM pg_prepared_xacts'),
+	'g', '... decide nothing');
+succeeds($blog, "COMMIT PREPARED 'g'", '... and it can be committed');
+ok(TpcPair::settled(20, @nodes), '... on both nodes') or diag $@;
+
+# All nodes share one user: they work together, and nobody else is one of
+# them, not even who was before.
+
+$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+with_options(
+	q{ALTER SERVER rabbit OPTIONS (SET peer_user 'hostile_all')},
+	q{ALTER USER MAPPING FOR PUBLIC SERVER rabbit OPTIONS
+		(SET "user" 'hostile_all', SET password 'secret of hostile_all')});
+works_on('a shared user');
+$handlers = TpcPair::hold_handlers($reviews);
+($run, $gtid) = start_held();
+liars('a shared user', 'mallory', 'hostile_', 'hostile_blog');
+$handlers->quit;
+commits($run, 'a shared user');
+$gtid = both_prepared();
+liars('a shared user, prepared', 'mallory', 'hostile_blog');
+is($blog->sql('SELECT gid FROM pg_prepared_xacts'),
+	'g', '... decide nothing');
+succeeds($reviews, "COMMIT PREPARED 'h'",
+	'... and whoever shares it can commit');
+ok(TpcPair::settled(20, @nodes), '... on both nodes') or diag $@;
+on_both('... both rows');
+
+# Where the others know it under that user, one that connects as another is
+# none of them.
+$reviews->sql(q{ALTER USER MAPPING FOR PUBLIC SERVER rabbit OPTIONS
+	(SET "user" 'hostile_reviews', SET password 'secret of hostile_reviews')});
+my $before = $reviews->counter('connects');
+$reviews->sql('SELECT pg_terminate_backend(messenger_pid) FROM tpc_amqp.node');
+$reviews->poll("SELECT connects > $before FROM tpc_amqp.stat");
+like(
+	$blog->fails(
+		TpcPair::transaction(++$id, set => { prepare_timeout => '1s' })),
+	qr/no vote from node "reviews"/,
+	'a vote of a node that does not share the user does not count');
+ok(TpcPair::settled(20, $blog), '... and it is rolled back') or diag $@;
 
 ok(TpcPair::settled(20, @nodes), 'nothing is left prepared') or diag $@;
 is($reviews->sql('SELECT count(*) FROM public.reviews WHERE id < 0'),

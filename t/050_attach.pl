@@ -33,15 +33,6 @@ my $id = 0;
 
 TpcPair::connected($blog, $reviews, $stock);
 
-# The workers of a database, as the server knows them.
-sub workers
-{
-	my ($cluster, $db) = @_;
-	return $cluster->safe_psql('postgres',
-		"SELECT count(*) FROM pg_stat_activity
-		WHERE datname = '$db' AND backend_type LIKE 'tpc_amqp %'");
-}
-
 # is_no_node NODE, WHAT: it has no workers, no place, no record.
 sub is_no_node
 {
@@ -50,7 +41,7 @@ sub is_no_node
 
 	$node->poll('SELECT count(*) = 0 FROM tpc_amqp.node');
 	TpcTest::poll_until(
-		sub { return workers($node->cluster, $node->db) == 0 },
+		sub { return TpcTest->workers($node->cluster, $node->db) == 0 },
 		'the workers of ' . $node->db . ' to leave');
 	return is(
 		$node->sql(
@@ -75,25 +66,6 @@ sub commits
 	return is(
 		TpcPair::blog_has($blog, $id) . TpcPair::reviews_has($reviews, $id),
 		'11', '... on both nodes');
-}
-
-# lock_stock NODE: a session that handler "take" there has to wait for.
-sub lock_stock
-{
-	my ($node) = @_;
-	my $session = $node->session;
-
-	$session->query_safe("BEGIN; UPDATE public.stock SET amount = amount
-		WHERE item = 'apple'");
-	return $session;
-}
-
-sub unlock_stock
-{
-	my ($session) = @_;
-	$session->query_safe('COMMIT');
-	$session->quit;
-	return;
 }
 
 my %patient = (prepare_timeout => '60s', apply_timeout => '60s');
@@ -167,7 +139,7 @@ TpcPair::connected($stock);
 # ---------------------------------------------------------------------------
 # Branches in doubt: reviews has voted, stock waits for a lock
 
-my $lock = lock_stock($stock);
+my $lock = TpcPair::lock_stock($stock);
 $id++;
 my $run = $blog->start(
 	TpcPair::transaction(
@@ -198,7 +170,7 @@ isnt(TpcPair::unfinished($reviews), '', '... but the branch is');
 	SET statement_timeout = '5s'; DROP EXTENSION tpc_amqp CASCADE");
 like($err, qr/55006: cannot drop extension tpc_amqp/,
 	'DROP EXTENSION is refused for it while detached, too');
-unlock_stock($lock);
+$lock->quit;
 TpcPair::waiting($blog, 'committed');
 pass('the transaction is decided meanwhile');
 $reviews->attach;
@@ -388,7 +360,7 @@ TpcTest->within($QUICK,
 	sub { $twin->sql('DROP EXTENSION tpc_amqp CASCADE') },
 	'DROP EXTENSION does not take long');
 TpcTest::poll_until(
-	sub { return workers($blog->cluster, 'twin') == 0 },
+	sub { return TpcTest->workers($blog->cluster, 'twin') == 0 },
 	'the workers to leave');
 is( $blog->sql("SELECT count(*) FROM pg_shseclabel s JOIN pg_database d
 	ON d.oid = s.objoid WHERE d.datname = 'twin'"), 0,

@@ -26,15 +26,6 @@ my ($lock, $run, $pid, $err, $rc);
 
 TpcPair::connected($blog, $reviews, $stock);
 
-# The workers of a database, as the server knows them.
-sub workers
-{
-	my ($cluster, $db) = @_;
-	return $cluster->safe_psql('postgres',
-		"SELECT count(*) FROM pg_stat_activity
-		WHERE datname = '$db' AND backend_type LIKE 'tpc_amqp %'");
-}
-
 # commits NAME: a test that a transaction does.
 sub commits
 {
@@ -48,25 +39,6 @@ sub commits
 	return is(
 		TpcPair::blog_has($blog, $id) . TpcPair::reviews_has($reviews, $id),
 		'11', '... on both nodes');
-}
-
-# lock_stock NODE: a session that handler "take" there has to wait for.
-sub lock_stock
-{
-	my ($node) = @_;
-	my $session = $node->session;
-
-	$session->query_safe("BEGIN; UPDATE public.stock SET amount = amount
-		WHERE item = 'apple'");
-	return $session;
-}
-
-sub unlock_stock
-{
-	my ($session) = @_;
-	$session->query_safe('COMMIT');
-	$session->quit;
-	return;
 }
 
 my @take = (handler => 'take', arg => '{"item": "apple", "amount": 1}');
@@ -109,7 +81,7 @@ EOC
 		AND cardinality(resolve_pids) = $resolve FROM tpc_amqp.node");
 	TpcTest::poll_until(
 		sub {
-			return workers($reviews->cluster, 'reviews') ==
+			return TpcTest->workers($reviews->cluster, 'reviews') ==
 			  1 + $prepare + $resolve;
 		},
 		'the number of workers');
@@ -152,7 +124,7 @@ sub applied_wait
 }
 
 # The vote wait
-$lock = lock_stock($reviews);
+$lock = TpcPair::lock_stock($reviews);
 $run = $blog->start(
 	TpcPair::transaction(
 		++$id, @take,
@@ -184,7 +156,7 @@ is(TpcPair::blog_has($blog, $id), 0, '... and rolls back');
 
 $reviews->poll("SELECT count(*) = 0 FROM tpc_amqp.branches");
 pass('the participant gave up on all of them, though still waiting');
-unlock_stock($lock);
+$lock->quit;
 is($reviews->sql("SELECT amount FROM public.stock WHERE item = 'apple'"),
 	100, '... so that nothing of them took effect');
 TpcTest->no_prepared($reviews->cluster);
@@ -247,7 +219,7 @@ for my $which ([$blog], [$reviews], [ $blog, $reviews ])
 {
 	my $whose = join ' and ', map { $_->name } @$which;
 
-	$lock = lock_stock($stock);
+	$lock = TpcPair::lock_stock($stock);
 	$run = $blog->start(
 		TpcPair::transaction(
 			++$id,
@@ -256,7 +228,7 @@ for my $which ([$blog], [$reviews], [ $blog, $reviews ])
 				'{\"item\": \"apple\", \"amount\": 1}');"));
 	TpcPair::branch_is($reviews, 'prepared');
 	end_messengers(@$which);
-	unlock_stock($lock);
+	$lock->quit;
 	(undef, $err, $rc) = TpcTest->within($QUICK,
 		sub { return $run->finish }, "messenger of $whose ends before the votes are in");
 	is("$rc $err", '0 ', '... and the transaction commits');
@@ -277,11 +249,11 @@ for my $which ([$blog], [$reviews], [ $blog, $reviews ])
 
 # The vote is on its way when its addressee goes.
 my $messenger = $blog->sql('SELECT messenger_pid FROM tpc_amqp.node');
-$lock = lock_stock($reviews);
+$lock = TpcPair::lock_stock($reviews);
 $run = $blog->start(TpcPair::transaction(++$id, @take, set => \%patient));
 TpcPair::branch_is($reviews, 'running');
 TpcTest->freeze($messenger);
-unlock_stock($lock);
+$lock->quit;
 TpcPair::branch_is($reviews, 'prepared');
 $blog->sql("SELECT pg_terminate_backend($messenger)");
 TpcTest->thaw($messenger);
@@ -294,7 +266,7 @@ commits('after messengers ended');
 # ---------------------------------------------------------------------------
 # Shutdown does not wait for anybody
 
-$lock = lock_stock($reviews);
+$lock = TpcPair::lock_stock($reviews);
 my $voting_id = ++$id;
 my $voting =
   $blog->start(TpcPair::transaction($voting_id, @take, set => \%patient));
@@ -317,7 +289,7 @@ like($err, qr/WARNING: .*canceling\ the\ wait\ for\ participants\ and\ terminati
 	\ committed\ on\ all\ nodes,\ but\ "reviews"\ might\ not\ have\ applied/sx,
 	'the wait for participants ends with a warning');
 TpcTest->thaw($resolver);
-unlock_stock($lock);
+$lock->quit;
 $blog->cluster->start;
 TpcPair::connected($blog, $reviews);
 $reviews->poll("SELECT count(*) = 1 FROM public.reviews WHERE id = $id");
@@ -334,8 +306,6 @@ TpcTest->within($QUICK, sub { $reviews->cluster->stop('fast') },
 $reviews->cluster->start;
 commits('after its start');
 
-is( join(' ', map { $_->sql('SELECT count(*) FROM tpc_amqp.incidents') }
-		  $blog, $reviews, $stock),
-	'0 0 0', 'there were no incidents');
+TpcTest->no_incidents('there were no incidents', $blog, $reviews, $stock);
 
 done_testing();

@@ -28,12 +28,7 @@ EOC
 CREATE FUNCTION public.big(arg jsonb) RETURNS void LANGUAGE sql AS
 	$$INSERT INTO public.reviews (id, note)
 	  VALUES ((arg->>'id')::int, length(arg->>'pad'))$$;
-CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
-	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
-	  INSERT INTO public.reviews (id, note)
-	  VALUES ((arg->>'id')::int, 'held')$$;
 SELECT tpc_amqp.register_handler('big', 'public.big(jsonb)');
-SELECT tpc_amqp.register_handler('held', 'public.held(jsonb)');
 EOS
 my $stock = TpcTest->new_node(
 	$blog->cluster, 'stock', 'stock',
@@ -423,8 +418,7 @@ works_on('max_memory at the coordinator');
 same_rows('max_memory at the coordinator');
 
 # At the participant: its handlers do not come to an end.
-$holder = $reviews->session;
-$holder->query_safe('SELECT pg_advisory_lock(7)');
+$holder = TpcPair::hold_handlers($reviews);
 my $big_held = big(0, 4000 * $KB) =~ s/'big'/'held'/r;
 @runs = map {
 	my $call_id = $next_id++;

@@ -300,8 +300,6 @@ for my $example (
 }
 
 TpcTest->no_prepared($blog->cluster, $reviews->cluster);
-is( join(' ', map { $_->sql('SELECT count(*) FROM tpc_amqp.incidents') }
-		  $blog, $reviews),
-	'0 0', 'there were no incidents');
+TpcTest->no_incidents('there were no incidents', $blog, $reviews);
 
 done_testing();

@@ -90,7 +90,7 @@ session_fails($session, "PREPARE TRANSACTION 'g'",
 	'statement_timeout ends the wait', qr/ERROR:  57014: /);
 said($session, 'ROLLBACK');
 all_rolled_back('... which rolls back');
-unlock_stock($lock);
+$lock->quit;
 
 # What PostgreSQL itself finds when the votes are in
 $id++;
@@ -172,7 +172,7 @@ TpcTest->within(
 is(TpcPair::unfinished($blog), 'g', '... and it is prepared');
 is($blog->sql("SELECT vote FROM tpc_amqp.participants WHERE gid = 'g'"),
 	'waiting', '... though a vote is missing');
-unlock_stock($lock);
+$lock->quit;
 vote_is('g', 'yes');
 pass('... which comes later');
 succeeds($blog, "COMMIT PREPARED 'g'", '... and COMMIT PREPARED commits');
@@ -187,7 +187,7 @@ $run = $blog->start(
 	"SET tpc_amqp.prepare_timeout = '60s'; COMMIT PREPARED 'g'");
 TpcPair::backend($blog,
 	"query LIKE 'COMMIT PREPARED%' AND wait_event_type = 'Extension'");
-unlock_stock($lock);
+$lock->quit;
 (undef, $err, $rc) = $run->finish;
 is("$rc $err", '0 ', 'COMMIT PREPARED waits for votes that are missing');
 is($reviews->sql("SELECT amount FROM public.stock WHERE item = 'apple'"),
@@ -205,7 +205,7 @@ TpcTest->within(
 	},
 	'... in time');
 is(TpcPair::unfinished($blog), 'g', '... and the transaction stays prepared');
-unlock_stock($lock);
+$lock->quit;
 vote_is('g', 'yes');
 succeeds($blog, "COMMIT PREPARED 'g'", '... until they are there');
 is($reviews->sql("SELECT amount FROM public.stock WHERE item = 'apple'"),
@@ -218,7 +218,7 @@ succeeds($blog, "ROLLBACK PREPARED 'g'",
 	'ROLLBACK PREPARED does not wait for votes');
 $reviews->poll("SELECT count(*) = 0 FROM tpc_amqp.branches");
 pass('... and ends the branch that has not voted');
-unlock_stock($lock);
+$lock->quit;
 all_rolled_back('... then');
 
 $id++;
@@ -308,7 +308,7 @@ $blog->sql(calling($id, @TAKE, set => \%OFF) . "PREPARE TRANSACTION 'g'");
 TpcPair::branch_is($reviews, 'running');
 $blog->cluster->restart;
 TpcPair::connected($blog, $reviews);
-unlock_stock($lock);
+$lock->quit;
 succeeds($blog, "SET tpc_amqp.prepare_timeout = '60s'; COMMIT PREPARED 'g'",
 	'the coordinator restarted before a vote was there');
 has('... which came, and it is committed', 1, 0);
@@ -407,8 +407,6 @@ $blog->poll("SELECT count(*) FROM tpc_amqp.transactions
 	WHERE state NOT IN ('committed', 'finished')", 0);
 $reviews->poll('SELECT count(*) FROM tpc_amqp.branches', 0);
 pass('no entry is left');
-is( join(' ', map { $_->sql('SELECT count(*) FROM tpc_amqp.incidents') }
-		  $blog, $reviews),
-	'0 0', 'there were no incidents');
+TpcTest->no_incidents('there were no incidents', $blog, $reviews);
 
 done_testing();

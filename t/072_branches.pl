@@ -495,8 +495,6 @@ $blog->poll("SELECT count(*) FROM tpc_amqp.transactions
 	WHERE state NOT IN ('committed', 'finished')", 0);
 $reviews->poll('SELECT count(*) FROM tpc_amqp.branches', 0);
 pass('no entry is left');
-is( join(' ', map { $_->sql('SELECT count(*) FROM tpc_amqp.incidents') }
-		  $blog, $reviews, $stock),
-	'0 0 0', 'there were no incidents');
+TpcTest->no_incidents('there were no incidents', $blog, $reviews, $stock);
 
 done_testing();

@@ -165,9 +165,7 @@ is(TpcPair::reviews_has($reviews, 6), 1, '... and the first one commits');
 $blog->sql("COMMIT PREPARED 'coordinator'");
 is(TpcPair::blog_has($blog, 6), 1, '... on both');
 finished();
-is($_->sql('SELECT count(*) FROM tpc_amqp.incidents'),
-	0, 'no incidents at ' . $_->name)
-  for $blog, $reviews;
+TpcTest->no_incidents('there were no incidents', $blog, $reviews);
 
 # ---------------------------------------------------------------------------
 # A branch committed by force never heard of a coordinator that was silent

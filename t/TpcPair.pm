@@ -41,8 +41,12 @@ CREATE FUNCTION public.slow(arg jsonb) RETURNS void LANGUAGE sql AS
 	$$SELECT pg_catalog.pg_sleep((arg->>'seconds')::float8);
 	  INSERT INTO public.reviews (id, note)
 	  VALUES ((arg->>'id')::int, 'slow')$$;
+CREATE FUNCTION public.held(arg jsonb) RETURNS void LANGUAGE sql AS
+	$$SELECT pg_catalog.pg_advisory_xact_lock_shared(7);
+	  INSERT INTO public.reviews (id, note)
+	  VALUES ((arg->>'id')::int, 'held')$$;
 SELECT tpc_amqp.register_handler(f, ('public.' || f || '(jsonb)')::regprocedure)
-	FROM unnest('{add_review,look,take,slow}'::text[]) f;
+	FROM unnest('{add_review,look,take,slow,held}'::text[]) f;
 EOS
 
 # new_pair OPTIONS: (node blog, node reviews).  Options:
@@ -98,6 +102,39 @@ sub transaction
 	  . "COMMIT;\n";
 }
 
+# Sessions that keep something back until they quit:
+# handler "held" of a node,
+sub hold_handlers
+{
+	my ($node) = @_;
+	my $session = $node->session;
+
+	$session->query_safe('SELECT pg_advisory_lock(7)');
+	return $session;
+}
+
+# its handler "take",
+sub lock_stock
+{
+	my ($node) = @_;
+	my $session = $node->session;
+
+	$session->query_safe("BEGIN; UPDATE public.stock SET amount = amount
+		WHERE item = 'apple'");
+	return $session;
+}
+
+# its transactions that would write their decision down.
+sub hold_decisions
+{
+	my ($node) = @_;
+	my $session = $node->session;
+
+	$session->query_safe(
+		'BEGIN; LOCK TABLE tpc_amqp.decision IN SHARE MODE');
+	return $session;
+}
+
 sub blog_has
 {
 	my ($blog, $id) = @_;
@@ -117,12 +154,7 @@ sub in_agreement
 	my ($blog, $reviews) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	Test::More::is(
-		$_->sql(
-			'SELECT string_agg(i::text, chr(10)) FROM tpc_amqp.incidents i'),
-		'',
-		'no incident on ' . $_->name)
-	  for $blog, $reviews;
+	TpcTest->no_incidents('there were no incidents', $blog, $reviews);
 	Test::More::is(
 		$reviews->sql(
 			'SELECT count(*) - count(DISTINCT id) FROM public.reviews'),

@@ -19,7 +19,7 @@ use TpcPair;
 
 our @EXPORT = qw($blog $reviews $id $QUICK @TAKE %PATIENT %OFF $LONG
   has on_both on_neither all_rolled_back succeeds is_noop is_refused said
-  session_fails calling enlisted joined both_prepared lock_stock unlock_stock
+  session_fails calling enlisted joined both_prepared lock_stock
   vote_is set_prepared_timeout);
 
 # The test sets them.
@@ -169,19 +169,7 @@ sub both_prepared
 
 sub lock_stock
 {
-	my $session = $reviews->session;
-
-	$session->query_safe("BEGIN; UPDATE public.stock SET amount = amount
-		WHERE item = 'apple'");
-	return $session;
-}
-
-sub unlock_stock
-{
-	my ($session) = @_;
-	$session->query_safe('COMMIT');
-	$session->quit;
-	return;
+	return TpcPair::lock_stock($reviews);
 }
 
 # vote_is GID, EXPECTED: until that is the vote of reviews.

@@ -167,6 +167,26 @@ sub no_crash
 	return;
 }
 
+# no_incidents NAME, NODES…: a test that none of them lists any.
+sub no_incidents
+{
+	my ($class, $name, @nodes) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	return Test::More::is(
+		join('', map { $_->sql('SELECT i FROM tpc_amqp.incidents i') } @nodes),
+		'', $name);
+}
+
+# workers CLUSTER, DATABASE: how many of ours there are.
+sub workers
+{
+	my ($class, $cluster, $db) = @_;
+	return $cluster->safe_psql('postgres',
+		"SELECT count(*) FROM pg_stat_activity
+		WHERE datname = '$db' AND backend_type LIKE 'tpc_amqp %'");
+}
+
 # log_size CLUSTER: where wait_for_log() shall begin.
 sub log_size
 {

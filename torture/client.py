@@ -52,6 +52,8 @@ class Client:
         self.rng = random.Random(config["seed"])
         self.notes = open(config["notes"], "a", buffering=1)
         self.think = config["think"]
+        # Not where commits wait for a standby: they go on without it then.
+        self.may_cancel = config["may_cancel"]
         self.connections = {}
         self.count = 0
         self.transfer = None
@@ -302,7 +304,7 @@ class Client:
         wait = self.rng.choice(("applied",) * 4 + ("decided",))
         try:
             self.begin(home)
-            if self.rng.random() < 0.1:
+            if self.rng.random() < 0.1 and self.may_cancel:
                 self.sql(home, "SET LOCAL statement_timeout = '1500ms'")
             self.sql(home, f"SET LOCAL tpc_amqp.commit_wait = '{wait}'")
             before()

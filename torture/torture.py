@@ -4,6 +4,7 @@ a nemesis; and the checks.  "run" builds and stages, README.md explains.
 
 import argparse
 import collections
+import contextlib
 import glob
 import json
 import os
@@ -35,7 +36,6 @@ RESOLVE_WORKERS = 2
 
 CONF = """
 listen_addresses = ''
-unix_socket_directories = '{dir}'
 port = 5432
 # Nobody cuts the power here: processes die, the machine stays.
 fsync = off
@@ -71,6 +71,15 @@ tpc_amqp.max_transactions = 12
 tpc_amqp.max_memory = 16MB
 """
 
+# One with a standby, which has every commit before it counts as one.
+REPLICATED = "a"
+REPLICATED_CONF = """
+synchronous_standby_names = 'standby'
+tpc_amqp.failover_presumes_abort = on
+wal_retrieve_retry_interval = 100ms
+"""
+STANDBY_BOUND = 60              # for a new standby to stream and catch up
+
 start_time = time.time()
 
 
@@ -105,19 +114,16 @@ def title_of(pid):
         return file.read().replace(b"\0", b" ").decode(errors="replace").strip()
 
 
-class Cluster:
-    def __init__(self, name, stage, bindir, log):
-        self.name = name
-        self.dir = os.path.join(stage, name)
-        self.data = os.path.join(self.dir, "data")
-        self.logfile = os.path.join(self.dir, "log")
+class Server:
+    """A data directory and what runs in it; primary or standby."""
+
+    def __init__(self, directory, bindir, killed):
+        self.dir = directory            # its socket is here, too
+        self.data = os.path.join(directory, "data")
+        self.logfile = os.path.join(directory, "log")
         self.bindir = bindir
-        self.log = log
-        # Who holds it may start and stop the server.
-        self.life = threading.Lock()
-        self.killed = set()             # pids we have sent SIGKILL
-        self.disturbed = []             # (from, to): frozen, or down
-        self.nodes = [n for n, c in NODES.items() if c == name]
+        self.killed = killed
+        os.mkdir(directory)
 
     def run(self, *command, timeout=60, check=True):
         with open(os.path.join(self.dir, "commands.log"), "a") as out:
@@ -126,18 +132,13 @@ class Cluster:
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 timeout=timeout, check=False)
         if check and result.returncode != 0:
-            raise RuntimeError(f"cluster {self.name}: {command} failed")
+            raise RuntimeError(f"{self.dir}: {command} failed")
         return result.returncode
 
-    def create(self):
-        os.makedirs(self.dir)
-        self.run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust",
-                 "-N")
-        with open(os.path.join(self.data, "postgresql.conf"), "a") as conf:
-            conf.write(CONF.replace("{dir}", self.dir))
-            if self.name == SMALL:
-                conf.write(SMALL_CONF)
-        self.start()
+    def configure(self, conf):
+        with open(os.path.join(self.data, "postgresql.conf"), "a") as file:
+            file.write(conf
+                       + f"\nunix_socket_directories = '{self.dir}'\n")
 
     def start(self):
         self.run("pg_ctl", "-D", self.data, "-l", self.logfile, "-w", "-t",
@@ -220,8 +221,108 @@ class Cluster:
             if os.path.exists(name):
                 os.unlink(name)
 
+    def follow(self, primary):
+        """Begin anew, as a standby of that one."""
+        deadline = time.monotonic() + STANDBY_BOUND
+        while True:
+            shutil.rmtree(self.data, ignore_errors=True)
+            if self.run("pg_basebackup", "-h", primary.dir, "-p", "5432",
+                        "-U", "postgres", "-D", self.data, "-c", "fast",
+                        "-X", "stream", "-N", timeout=120, check=False) == 0:
+                break
+            # Another fault has restarted the primary.
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.dir}: no base backup")
+            time.sleep(0.1)
+        self.configure(f"primary_conninfo = 'host={primary.dir} port=5432"
+                       " user=postgres application_name=standby'")
+        with open(os.path.join(self.data, "standby.signal"), "w"):
+            pass
+        self.start()
+
+    def promote(self):
+        self.run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-s", "promote",
+                 timeout=90)
+
+
+class Cluster:
+    """What its nodes' clients know as one server, which may be another one
+    after a failover: "at" is a link to the primary's directory."""
+
+    def __init__(self, name, stage, bindir):
+        self.name = name
+        self.dir = os.path.join(stage, name)
+        self.at = os.path.join(self.dir, "at")
+        # Who holds it may start and stop servers.
+        self.life = threading.Lock()
+        # Who holds it may interrupt what waits for the standby, or keep the
+        # standby from answering, but not both at a time.
+        self.replication = threading.Lock()
+        self.killed = set()             # pids we have sent SIGKILL
+        self.disturbed = []             # (from, to): frozen, or down
+        self.failovers = 0
+        self.nodes = [n for n, c in NODES.items() if c == name]
+        os.mkdir(self.dir)
+        self.servers = [
+            Server(os.path.join(self.dir, str(i)), bindir, self.killed)
+            for i in range(2 if name == REPLICATED else 1)]
+        self.primary = self.servers[0]
+        self.standby = self.servers[1] if name == REPLICATED else None
+
+    def create(self):
+        self.primary.run("initdb", "-D", self.primary.data, "-U", "postgres",
+                         "-A", "trust", "-N")
+        self.primary.configure(
+            CONF + (SMALL_CONF if self.name == SMALL else "")
+            + (REPLICATED_CONF if self.standby else ""))
+        self.primary.start()
+        self.point()
+        if self.standby:
+            self.standby.follow(self.primary)
+            self.await_standby()
+
+    def point(self):
+        """Clients find the primary from now on."""
+        os.symlink(os.path.basename(self.primary.dir), self.at + ".new")
+        os.rename(self.at + ".new", self.at)
+
+    def change_roles(self):
+        """The standby is the primary; the other one is nothing any more."""
+        self.standby.promote()
+        self.primary, self.standby = self.standby, self.primary
+        self.failovers += 1
+        self.point()
+
+    def await_standby(self):
+        """Until it has all there is now, and commits wait for it."""
+        deadline = time.monotonic() + STANDBY_BOUND
+        lsn = None
+        while True:
+            try:
+                with contextlib.closing(self.connect("postgres")) as one, \
+                        one.cursor() as cursor:
+                    if lsn is None:
+                        cursor.execute("SELECT pg_current_wal_insert_lsn()")
+                        lsn = cursor.fetchone()[0]
+                    cursor.execute(
+                        "SELECT count(*) FROM pg_stat_replication WHERE"
+                        " sync_state = 'sync' AND flush_lsn >= %s", (lsn,))
+                    if cursor.fetchone()[0]:
+                        return
+                lost = "it does not stream"
+            except psycopg2.Error as error:
+                lost = str(error).strip()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"standby of {self.name}: {lost}")
+            time.sleep(0.02)
+
+    def lines_logged(self):
+        for server in self.servers:
+            with open(server.logfile, errors="replace") as file:
+                yield from file
+
     def dsn(self, database, user="teller"):
-        return (f"host={self.dir} port=5432 user={user} dbname={database}"
+        return (f"host={self.at} port=5432 user={user} dbname={database}"
                 f" application_name=torture")
 
     def connect(self, database, timeout_ms=10000):
@@ -240,7 +341,7 @@ class Torture:
         self.log = Log(os.path.join(args.out, "torture.log"))
         self.rng = random.Random(args.seed)
         self.clusters = {
-            c: Cluster(c, args.stage, args.bindir, self.log) for c in CLUSTERS
+            c: Cluster(c, args.stage, args.bindir) for c in CLUSTERS
         }
         self.broker_dir = os.path.join(args.stage, "broker")
         self.broker_life = threading.Lock()
@@ -313,10 +414,10 @@ class Torture:
             cluster.create()
             # Superusers may finish what they find prepared in a database that
             # is detached; applications must not.
-            cluster.run("createuser", "-h", cluster.dir, "-U", "postgres",
+            cluster.primary.run("createuser", "-h", cluster.at, "-U", "postgres",
                         "teller")
             for node in cluster.nodes:
-                cluster.run("createdb", "-h", cluster.dir, "-U", "postgres",
+                cluster.primary.run("createdb", "-h", cluster.at, "-U", "postgres",
                             node)
                 self.sql(node, "CREATE EXTENSION tpc_amqp")
                 self.sql(node, f"""
@@ -340,8 +441,9 @@ class Torture:
             process.wait()
         for cluster in self.clusters.values():
             with cluster.life:
-                if cluster.postmaster():
-                    cluster.stop("immediate")
+                for server in cluster.servers:
+                    if server.postmaster():
+                        server.stop("immediate")
         if self.proxy:
             self.proxy.stdin.close()
             self.proxy.wait(10)
@@ -361,6 +463,7 @@ class Torture:
             "nodes": {n: self.clusters[c].dsn(n) + " options='-c "
                       "lock_timeout=1500'" for n, c in NODES.items()},
             "accounts": ACCOUNTS,
+            "may_cancel": NODES[home] != REPLICATED,
             "notes": os.path.join(self.notes_dir, name),
             "pause": self.pause_file,
             "paused": os.path.join(self.paused_dir, slot),
@@ -426,13 +529,32 @@ class Torture:
 
     def hit(self, rng, pattern, number):
         cluster = self.clusters[rng.choice(CLUSTERS)]
+        with self.interrupting(
+                cluster, number != signal.SIGKILL and "teller" in pattern):
+            self.hit_one(rng, cluster, pattern, number)
+
+    @contextlib.contextmanager
+    def interrupting(self, cluster, really=True):
+        """A session that is interrupted may have waited for the standby, and
+        goes on without it.  So the standby gets that before it takes over."""
+        if not (really and cluster.standby):
+            yield
+            return
+        with cluster.replication:
+            yield
+            self.wait(0.2)
+            cluster.await_standby()
+
+    def hit_one(self, rng, cluster, pattern, number):
         # In an order that does not depend on pids.
-        pids = sorted(cluster.children(pattern).items(),
+        pids = sorted(cluster.primary.children(pattern).items(),
                       key=lambda item: item[1])
         pick = rng.random()
         if pids:
             pid, title = pids[int(pick * len(pids))]
-            if cluster.signal(pid, number):
+            # One that is frozen would heed it at some later time.
+            late = cluster.standby and pid in self.frozen
+            if not late and cluster.primary.signal(pid, number):
                 self.log(f"  {signal.Signals(number).name} to {pid} of"
                          f" {cluster.name}: {title}")
 
@@ -442,19 +564,19 @@ class Torture:
         pattern = rng.choice(("messenger", "messenger", "prepare worker",
                               "resolve worker", "resolve worker 1$",
                               "launcher", "walwriter|checkpointer"))
-        pids = list(cluster.children(pattern))
+        pids = list(cluster.primary.children(pattern))
         self.freeze_for(rng, cluster, pids, pattern)
 
     def fault_frozen_backends(self, rng):
         cluster = self.clusters[rng.choice(CLUSTERS)]
-        pids = list(cluster.children(r"postgres: teller \w+ \[local\]"))
+        pids = list(cluster.primary.children(r"postgres: teller \w+ \[local\]"))
         rng.shuffle(pids)
         self.freeze_for(rng, cluster, pids[:rng.choice((1, 4))], "sessions")
 
     def fault_frozen_cluster(self, rng):
         cluster = self.clusters[rng.choice(CLUSTERS)]
         with cluster.life:
-            self.freeze_for(rng, cluster, cluster.everything(), "all")
+            self.freeze_for(rng, cluster, cluster.primary.everything(), "all")
 
     def freeze_for(self, rng, cluster, pids, what):
         seconds = rng.choice((0.3, 1, 2.5, 4, 7))
@@ -463,7 +585,7 @@ class Torture:
         start = time.time()
         with self.frozen_lock:
             for pid in pids:
-                if cluster.signal(pid, signal.SIGSTOP):
+                if cluster.primary.signal(pid, signal.SIGSTOP):
                     self.frozen[pid] = cluster
         self.wait(seconds)
         self.thaw(pids)
@@ -474,34 +596,35 @@ class Torture:
             for pid in pids:
                 cluster = self.frozen.pop(pid, None)
                 if cluster:
-                    cluster.signal(pid, signal.SIGCONT)
+                    cluster.primary.signal(pid, signal.SIGCONT)
 
     def thaw_all(self):
         self.thaw(list(self.frozen))
 
     def fault_cluster_immediate(self, rng):
         cluster = self.clusters[rng.choice(CLUSTERS)]
-        self.down(cluster, rng, lambda: cluster.stop("immediate"))
+        self.down(cluster, rng, lambda: cluster.primary.stop("immediate"))
 
     def fault_cluster_fast(self, rng):
         cluster = self.clusters[rng.choice(CLUSTERS)]
-        self.down(cluster, rng, lambda: cluster.stop("fast"))
+        with self.interrupting(cluster):
+            self.down(cluster, rng, lambda: cluster.primary.stop("fast"))
 
     def fault_cluster_killed(self, rng):
         """kill -9 of a whole server."""
         cluster = self.clusters[rng.choice(CLUSTERS)]
-        self.down(cluster, rng, cluster.kill9)
+        self.down(cluster, rng, lambda: cluster.primary.kill9())
 
     def fault_all_killed(self, rng):
         """kill -9 of all servers."""
         for cluster in self.clusters.values():
             with cluster.life:
-                cluster.kill9()
+                cluster.primary.kill9()
         self.wait(rng.choice((0, 1)))
         for cluster in self.clusters.values():
             with cluster.life:
-                if not cluster.postmaster():
-                    cluster.start()
+                if not cluster.primary.postmaster():
+                    cluster.primary.start()
 
     def down(self, cluster, rng, stop):
         seconds = rng.choice((0, 0, 1, 4))
@@ -509,19 +632,73 @@ class Torture:
         with cluster.life:
             self.log(f"  cluster {cluster.name}, down for {seconds} s")
             stop()
-            if cluster.postmaster():
+            if cluster.primary.postmaster():
                 # It waits for somebody who is frozen, say.
                 self.thaw_all()
                 self.log(f"  cluster {cluster.name} did not stop: kill -9")
-                cluster.kill9()
+                cluster.primary.kill9()
             self.wait(seconds)
-            cluster.start()
+            cluster.primary.start()
             if rng.random() < 0.2:
                 # Before it has recovered from the first.
                 self.wait(rng.random() * 0.5)
-                cluster.kill9()
-                cluster.start()
+                cluster.primary.kill9()
+                cluster.primary.start()
         cluster.disturbed.append((start, time.time()))
+
+    def fault_standby(self, rng):
+        """Gone for a while: what commits waits for it."""
+        cluster = self.clusters[REPLICATED]
+        seconds = rng.choice((0.3, 1, 2.5))
+        start = time.time()
+        with cluster.replication, cluster.life:
+            self.log(f"  for {seconds} s")
+            if rng.random() < 0.5:
+                pids = cluster.standby.everything()
+                for pid in pids:
+                    cluster.standby.signal(pid, signal.SIGSTOP)
+                self.wait(seconds)
+                for pid in pids:
+                    cluster.standby.signal(pid, signal.SIGCONT)
+            else:
+                cluster.standby.kill9()
+                self.wait(seconds)
+                cluster.standby.start()
+            cluster.await_standby()
+        cluster.disturbed.append((start, time.time()))
+
+    def fault_fail_over(self, rng):
+        """The primary is gone, and the standby takes its place.  What has
+        not reached it is lost; the other one becomes its standby."""
+        cluster = self.clusters[REPLICATED]
+        # Long enough for more than what one commit leaves behind.
+        behind = rng.choice((0, 0, 0.02, 0.4, 1, 2))
+        start = time.time()
+        with cluster.replication, cluster.life:
+            self.log(f"  standby {behind} s behind")
+            self.heal_standby(cluster)
+            pids = cluster.standby.everything() if behind else []
+            for pid in pids:
+                cluster.standby.signal(pid, signal.SIGSTOP)
+            self.wait(behind)
+            if rng.random() < 0.5:
+                cluster.primary.stop("immediate")
+            cluster.primary.kill9()
+            if pids:
+                # Thawed, it would read what waits in its socket.
+                cluster.standby.kill9()
+                cluster.standby.start()
+            cluster.change_roles()
+            self.log("  promoted")
+            cluster.standby.follow(cluster.primary)
+            cluster.await_standby()
+            self.on_no_standby(cluster)
+        cluster.disturbed.append((start, time.time()))
+
+    def on_no_standby(self, cluster):
+        """Nodes work on primaries only."""
+        for pid, title in cluster.standby.children("tpc_amqp").items():
+            self.violation("standby", f"{pid}: {title}")
 
     def fault_broker_frozen(self, rng):
         with self.broker_life:
@@ -704,6 +881,8 @@ class Torture:
         "cluster_fast": 4,
         "cluster_killed": 4,
         "all_killed": 1,
+        "standby": 4,
+        "fail_over": 10,
         "broker_frozen": 4,
         "broker_killed": 2,
         "broker_blocked": 2,
@@ -773,8 +952,13 @@ class Torture:
                 self.violation("setup", f"the broker: {error}")
         for cluster in self.clusters.values():
             with cluster.life:
-                if not cluster.postmaster():
-                    cluster.start()
+                if not cluster.primary.postmaster():
+                    cluster.primary.start()
+                if cluster.standby:
+                    try:
+                        self.heal_standby(cluster)
+                    except Exception as error:
+                        self.violation("setup", f"the standby: {error}")
         for cluster in self.clusters.values():
             try:
                 self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS)
@@ -794,6 +978,14 @@ class Torture:
                             "finish", f"{node} cannot be attached: {error}")
                         break
                     time.sleep(0.3)
+
+    def heal_standby(self, cluster):
+        for pid in cluster.standby.everything():
+            cluster.standby.signal(pid, signal.SIGCONT)
+        if not cluster.standby.postmaster():
+            cluster.standby.follow(cluster.primary)
+        cluster.await_standby()
+        self.on_no_standby(cluster)
 
     # ----------------------------------------------------------------------
     # Checks
@@ -1033,7 +1225,7 @@ class Torture:
 
     def check_memory(self):
         for cluster in self.clusters.values():
-            for pid, title in cluster.children("tpc_amqp").items():
+            for pid, title in cluster.primary.children("tpc_amqp").items():
                 try:
                     with open(f"/proc/{pid}/status") as file:
                         kb = int(re.search(r"RssAnon:\s+(\d+)",
@@ -1043,7 +1235,7 @@ class Torture:
                 self.memory.setdefault((title, pid), []).append(
                     (since_start(), kb))
             size = sum(os.path.getsize(f) for f in glob.glob(
-                os.path.join(cluster.data, "pg_dynshmem", "mmap.*")))
+                os.path.join(cluster.primary.data, "pg_dynshmem", "mmap.*")))
             self.shared[cluster.name].append(size // 1024)
             self.log(f"dynamic shared memory of {cluster.name}:"
                      f" {size // 1024} kB")
@@ -1069,34 +1261,36 @@ class Torture:
     def check_logs(self):
         kinds = collections.Counter()
         for cluster in self.clusters.values():
-            with open(cluster.logfile, errors="replace") as file:
-                for line in file:
-                    died = re.search(
-                        r"\(PID (\d+)\) was terminated by signal (\d+)", line)
-                    if died:
-                        if int(died[2]) != signal.SIGKILL or \
-                                int(died[1]) not in cluster.killed:
-                            self.violation("crashes", line.strip())
-                        continue
-                    if re.search(
-                            r"PANIC|TRAP:|segfault|smashing|double free|"
-                            r"corrupt|could not read block|cache lookup|"
-                            r"snapshot reference leak|still referenced|"
-                            r"exited with exit code [^01]", line):
+            for line in cluster.lines_logged():
+                died = re.search(
+                    r"\(PID (\d+)\) was terminated by signal (\d+)", line)
+                if died:
+                    if int(died[2]) != signal.SIGKILL or \
+                            int(died[1]) not in cluster.killed:
                         self.violation("crashes", line.strip())
-                        continue
-                    ours = re.match(r".*\] tpc_amqp (\w+ ?\w*?) "
-                                    r".*?(ERROR|FATAL|WARNING):  (.*)", line)
-                    if ours:
-                        text = re.sub(r"\w+/[0-9a-f-]{36}", "G", ours[3])
-                        text = re.sub(r"\d+", "N", text)
-                        text = re.sub(r'"[^"]*"', '"…"', text)
-                        kinds[(ours[1], ours[2], text)] += 1
-                        # What handlers raise, prepare workers log.
-                        if ours[2] != "WARNING" and \
-                                ours[1] != "prepare worker" and \
-                                not self.EXPECTED.search(line):
-                            self.violation("crashes", line.strip())
+                    continue
+                if "interrupted while in recovery" in line or \
+                        "startup HINT:  If this has occurred more" in line:
+                    continue            # a standby that was killed
+                if re.search(
+                        r"PANIC|TRAP:|segfault|smashing|double free|"
+                        r"corrupt|could not read block|cache lookup|"
+                        r"snapshot reference leak|still referenced|"
+                        r"exited with exit code [^01]", line):
+                    self.violation("crashes", line.strip())
+                    continue
+                ours = re.match(r".*\] tpc_amqp (\w+ ?\w*?) "
+                                r".*?(ERROR|FATAL|WARNING):  (.*)", line)
+                if ours:
+                    text = re.sub(r"\w+/[0-9a-f-]{36}", "G", ours[3])
+                    text = re.sub(r"\d+", "N", text)
+                    text = re.sub(r'"[^"]*"', '"…"', text)
+                    kinds[(ours[1], ours[2], text)] += 1
+                    # What handlers raise, prepare workers log.
+                    if ours[2] != "WARNING" and \
+                            ours[1] != "prepare worker" and \
+                            not self.EXPECTED.search(line):
+                        self.violation("crashes", line.strip())
         for (who, level, text), count in kinds.most_common():
             self.log(f"logged by {who}: {count} times {level}: {text}")
 
@@ -1113,6 +1307,7 @@ class Torture:
         "crashes": "no crash or error of a worker that no fault caused",
         "memory": "memory of workers and shared memory steady",
         "tables": "tables bounded",
+        "standby": "no worker on a standby",
         "half": "(with unfinished transactions) transfers half there",
         "client": "clients work",
         "setup": "the stage holds",
@@ -1145,6 +1340,8 @@ class Torture:
         print(f"\nFaults: {len(self.faults)}")
         for kind in sorted(kinds):
             print(f"  {kind:22}{kinds[kind]:5}")
+
+        print(f"  failovers completed: {self.clusters[REPLICATED].failovers}")
 
         print("\nSeconds without a successful transaction of that coordinator:")
         for node in NODES:
@@ -1201,13 +1398,13 @@ class Torture:
 
     def keep_logs(self):
         for cluster in self.clusters.values():
-            if os.path.exists(cluster.logfile):
-                shutil.copy(cluster.logfile,
-                            os.path.join(self.out, f"{cluster.name}.log"))
-            commands = os.path.join(cluster.dir, "commands.log")
-            if os.path.exists(commands):
-                shutil.copy(commands, os.path.join(
-                    self.out, f"{cluster.name}.commands.log"))
+            for i, server in enumerate(cluster.servers):
+                name = cluster.name + (f"-{i}" if cluster.standby else "")
+                for kind in ("log", "commands.log"):
+                    path = os.path.join(server.dir, kind)
+                    if os.path.exists(path):
+                        shutil.copy(path, os.path.join(
+                            self.out, f"{name}.{kind}"))
         for path in glob.glob(os.path.join(self.broker_dir, "log", "*")):
             shutil.copy(path, os.path.join(
                 self.out, "rabbitmq-" + os.path.basename(path)))

@@ -16,6 +16,7 @@
 #include "mb/pg_wchar.h"
 
 #include "codec_check.h"
+#include "exact.h"
 
 /* Seen by whoever debugs what a fuzzer has found. */
 #define REQUIRE(condition) \
@@ -27,29 +28,6 @@
 			abort(); \
 		} \
 	} while (0)
-
-static TpcSlice
-copy_slice(TpcSlice from)
-{
-	TpcSlice	to = {NULL, 0};
-
-	if (from.ptr != NULL)
-	{
-		char	   *chunk = malloc(from.len);
-
-		if (from.len > 0)
-			memcpy(chunk, from.ptr, from.len);
-		to.ptr = chunk;
-		to.len = from.len;
-	}
-	return to;
-}
-
-static void
-free_slice(TpcSlice slice)
-{
-	free(unconstify(char *, slice.ptr));
-}
 
 static bool
 same_text(const char *a, const char *b)
@@ -136,7 +114,7 @@ check_same_body(const TpcMessage *a, const TpcMessage *b)
 static bool
 round_trip(TpcMessage *msg, TpcSlice body)
 {
-	TpcSlice	copy = copy_slice(body);
+	TpcSlice	copy = exact_slice(body);
 	const char *why = NULL;
 	TpcMessage	again = *msg;
 	StringInfoData first;
@@ -147,10 +125,10 @@ round_trip(TpcMessage *msg, TpcSlice body)
 		REQUIRE(why != NULL);
 		REQUIRE(msg->calls == NULL && msg->results == NULL &&
 				msg->error.message == NULL);
-		free_slice(copy);
+		exact_free(copy);
 		return false;
 	}
-	free_slice(copy);
+	exact_free(copy);
 	check_message(msg);
 
 	initStringInfo(&first);
@@ -289,28 +267,12 @@ check_batch(const TpcWire *wire)
 void
 codec_check(const TpcWire *wire)
 {
-	TpcWire		copy = *wire;
-
-	copy.type = copy_slice(wire->type);
-	copy.correlation_id = copy_slice(wire->correlation_id);
-	copy.app_id = copy_slice(wire->app_id);
-	copy.user_id = copy_slice(wire->user_id);
-	copy.expiration = copy_slice(wire->expiration);
-	copy.from = copy_slice(wire->from);
-	copy.floor = copy_slice(wire->floor);
-	copy.body = copy_slice(wire->body);
+	TpcWire		copy = exact_wire(wire);
 
 	if (tpc_message_is_batch(&copy))
 		check_batch(&copy);
 	else
 		check_one(&copy, NULL, NULL);
 
-	free_slice(copy.type);
-	free_slice(copy.correlation_id);
-	free_slice(copy.app_id);
-	free_slice(copy.user_id);
-	free_slice(copy.expiration);
-	free_slice(copy.from);
-	free_slice(copy.floor);
-	free_slice(copy.body);
+	exact_wire_free(&copy);
 }

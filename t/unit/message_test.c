@@ -11,6 +11,7 @@
  */
 #include "postgres_fe_or_be.h"
 
+#include "exact.h"
 #include "gtid.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
@@ -60,46 +61,17 @@ make_wire(const char *type)
 	return wire;
 }
 
-static TpcSlice
-copy_slice(TpcSlice from)
-{
-	TpcSlice	to = {NULL, from.len};
-
-	if (from.ptr != NULL)
-	{
-		char	   *chunk = malloc(from.len);
-
-		if (from.len > 0)
-			memcpy(chunk, from.ptr, from.len);
-		to.ptr = chunk;
-	}
-	return to;
-}
-
 /* decode_envelope, from chunks of exact size. */
 static bool
 decode_envelope(const TpcWire *wire, TpcMessage *msg, const char **why)
 {
-	TpcWire		copy = *wire;
+	TpcWire		copy = exact_wire(wire);
 	bool		result;
 
-	copy.type = copy_slice(wire->type);
-	copy.correlation_id = copy_slice(wire->correlation_id);
-	copy.app_id = copy_slice(wire->app_id);
-	copy.user_id = copy_slice(wire->user_id);
-	copy.expiration = copy_slice(wire->expiration);
-	copy.from = copy_slice(wire->from);
-	copy.floor = copy_slice(wire->floor);
 	*why = NULL;
 	result = tpc_message_decode_envelope(&copy, msg, why);
 	tap_note = *why;
-	free(unconstify(char *, copy.type.ptr));
-	free(unconstify(char *, copy.correlation_id.ptr));
-	free(unconstify(char *, copy.app_id.ptr));
-	free(unconstify(char *, copy.user_id.ptr));
-	free(unconstify(char *, copy.expiration.ptr));
-	free(unconstify(char *, copy.from.ptr));
-	free(unconstify(char *, copy.floor.ptr));
+	exact_wire_free(&copy);
 	return result;
 }
 
@@ -108,17 +80,15 @@ static bool
 decode_len(TpcMessageType type, const char *body, size_t len,
 		   TpcMessage *msg, const char **why)
 {
-	char	   *chunk = malloc(len);
+	TpcSlice	chunk = exact_slice((TpcSlice) {body, len});
 	bool		result;
 
-	if (len > 0)
-		memcpy(chunk, body, len);
 	memset(msg, 0, sizeof(*msg));
 	msg->type = type;
 	*why = NULL;
-	result = tpc_message_decode_body(chunk, len, msg, why);
+	result = tpc_message_decode_body(chunk.ptr, chunk.len, msg, why);
 	tap_note = *why;
-	free(chunk);
+	exact_free(chunk);
 	return result;
 }
 
@@ -242,9 +212,9 @@ test_gtid(void)
 	{
 		TpcSlice	cut = {GTID, len};
 
-		cut = copy_slice(cut);
+		cut = exact_slice(cut);
 		passed &= !tpc_gtid_from_text(cut.ptr, cut.len, &back);
-		free(unconstify(char *, cut.ptr));
+		exact_free(cut);
 	}
 	ok(passed, "gtid: every truncation is rejected");
 	ok(!tpc_gtid_from_text(GTID "0", strlen(GTID) + 1, &back),
