@@ -579,6 +579,9 @@ take_inventory(void)
 /*
  * Hand over what is committed, in order of ids, as far as there is room.
  * Returns rows that cannot be sent, as Failed.
+ *
+ * Who committed them has waited for the synchronous standbys, unless that was
+ * cancelled, or it was a COMMIT PREPARED that did not care.
  */
 static List *
 look_at_rows(Inventory *inv, MemoryContext row_context)
@@ -595,6 +598,7 @@ look_at_rows(Inventory *inv, MemoryContext row_context)
 	HeapTuple	tuple;
 	int64		first = 0;
 	int64		last = 0;
+	bool		awaited = false;
 
 	more_rows = false;
 	watch_prepared();
@@ -650,6 +654,10 @@ look_at_rows(Inventory *inv, MemoryContext row_context)
 			MemoryContextSwitchTo(caller);
 			continue;
 		}
+		if (!awaited && tpc_worker_has_standbys() &&
+			!tpc_worker_await_standbys())
+			proc_exit(0);
+		awaited = true;
 		room = hand_over(place, id, values);
 		MemoryContextSwitchTo(caller);
 		if (!room)
