@@ -366,6 +366,8 @@ CREATE FUNCTION tpc_amqp.node_stat(
 	OUT bad_messages bigint, OUT connects bigint,
 	OUT messages_sent bigint, OUT messages_received bigint,
 	OUT publishes bigint, OUT socket_writes bigint,
+	OUT published bigint, OUT republished bigint, OUT confirmed bigint,
+	OUT rejected bigint, OUT returned bigint, OUT refused bigint,
 	OUT prepare_wait_time double precision,
 	OUT apply_wait_time double precision,
 	OUT stats_reset timestamptz)
@@ -468,6 +470,129 @@ CREATE VIEW tpc_amqp.requests AS
 	SELECT * FROM tpc_amqp.live_requests();
 COMMENT ON VIEW tpc_amqp.requests IS
 'what sessions of this database ask of the broker, or have of it';
+
+--
+-- Publishing
+--
+
+-- Messages to be sent once their transaction has committed, until the broker
+-- has confirmed them.  Not dumped: what a restored copy has not published, its
+-- original does.  database: a copy made with CREATE DATABASE is another one.
+CREATE TABLE tpc_amqp.publication (
+	id bigint GENERATED ALWAYS AS IDENTITY,
+	database oid NOT NULL,
+	exchange text COLLATE "C" NOT NULL,
+	routing_key text COLLATE "C" NOT NULL,
+	body bytea NOT NULL,
+	properties bytea NOT NULL,
+	mandatory boolean NOT NULL,
+	message_id text COLLATE "C" NOT NULL,
+	published_at timestamptz NOT NULL,
+	CONSTRAINT publication_pkey PRIMARY KEY (id)
+);
+
+-- Messages that came back, or that the broker refused.  Not dumped either.
+CREATE TABLE tpc_amqp.returned (
+	id bigint NOT NULL,
+	exchange text COLLATE "C" NOT NULL,
+	routing_key text COLLATE "C" NOT NULL,
+	body bytea NOT NULL,
+	properties bytea NOT NULL,
+	mandatory boolean NOT NULL,
+	message_id text COLLATE "C" NOT NULL,
+	published_at timestamptz NOT NULL,
+	kind text COLLATE "C" NOT NULL,
+	code integer,
+	reason text NOT NULL,
+	returned_at timestamptz NOT NULL,
+	CONSTRAINT returned_pkey PRIMARY KEY (id)
+);
+
+CREATE FUNCTION tpc_amqp.publish(exchange text, routing_key text, body text,
+	properties jsonb DEFAULT '{}', mandatory boolean DEFAULT false)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_publish_text'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.publish(text, text, text, jsonb, boolean) IS
+'publish a text if this transaction commits, and after that';
+
+CREATE FUNCTION tpc_amqp.publish(exchange text, routing_key text, body jsonb,
+	properties jsonb DEFAULT '{}', mandatory boolean DEFAULT false)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_publish_jsonb'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.publish(text, text, jsonb, jsonb, boolean) IS
+'publish a JSON text if this transaction commits, and after that';
+
+CREATE FUNCTION tpc_amqp.publish(exchange text, routing_key text, body bytea,
+	properties jsonb DEFAULT '{}', mandatory boolean DEFAULT false)
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_publish_bytea'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.publish(text, text, bytea, jsonb, boolean) IS
+'publish bytes if this transaction commits, and after that';
+
+CREATE FUNCTION tpc_amqp.republish(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'tpc_republish'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.republish(bigint) IS
+'publish a returned message again, as part of this transaction; false if there is none';
+
+CREATE FUNCTION tpc_amqp.discard(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'tpc_discard'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.discard(bigint) IS
+'delete a returned message; false if there is none';
+
+CREATE FUNCTION tpc_amqp.properties_jsonb(properties bytea)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'tpc_properties_jsonb'
+LANGUAGE C STRICT STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION tpc_amqp.properties_jsonb(bytea) IS
+'AMQP properties as jsonb, for views';
+
+CREATE FUNCTION tpc_amqp.live_publications(OUT id bigint, OUT state text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_live_publications'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION tpc_amqp.live_publications() IS
+'the messages that the messenger has';
+
+CREATE VIEW tpc_amqp.publications AS
+	WITH live AS MATERIALIZED (
+		SELECT l.id, l.state FROM tpc_amqp.live_publications() l
+	)
+	SELECT p.id, p.exchange, p.routing_key, p.message_id,
+		   pg_catalog.octet_length(p.body) AS size,
+		   COALESCE(l.state, 'waiting') AS state, p.published_at,
+		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) p.published_at AS age
+	FROM tpc_amqp.publication p
+	LEFT JOIN live l ON l.id OPERATOR(pg_catalog.=) p.id
+	WHERE p.database OPERATOR(pg_catalog.=) (
+		SELECT d.oid FROM pg_catalog.pg_database d
+		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+COMMENT ON VIEW tpc_amqp.publications IS
+'messages the broker has not confirmed yet';
+
+CREATE VIEW tpc_amqp.returned_messages AS
+	SELECT r.id, r.kind, r.code, r.reason, r.returned_at, r.exchange,
+		   r.routing_key, r.body,
+		   tpc_amqp.properties_jsonb(r.properties) AS properties, r.mandatory,
+		   r.message_id, r.published_at
+	FROM tpc_amqp.returned r;
+COMMENT ON VIEW tpc_amqp.returned_messages IS
+'messages no queue took, or the broker refused';
+
+REVOKE ALL ON FUNCTION
+	tpc_amqp.publish(text, text, text, jsonb, boolean),
+	tpc_amqp.publish(text, text, jsonb, jsonb, boolean),
+	tpc_amqp.publish(text, text, bytea, jsonb, boolean),
+	tpc_amqp.republish(bigint), tpc_amqp.discard(bigint),
+	tpc_amqp.live_publications() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION tpc_amqp.live_publications() TO pg_monitor;
+GRANT SELECT ON tpc_amqp.publications TO pg_monitor;
 
 --
 -- Who may do what.  A role that is to call other nodes gets USAGE on the

@@ -35,6 +35,7 @@
 #include "gid.h"
 #include "node.h"
 #include "option.h"
+#include "publish.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -395,6 +396,7 @@ clear_node(TpcNode *node)
 		dsa_free(tpc_area(), item);
 	while (DsaPointerIsValid(item = tpc_queue_pop(node, &node->chores)))
 		dsa_free(tpc_area(), item);
+	tpc_publications_free(node);
 	return !busy;
 }
 

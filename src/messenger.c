@@ -43,6 +43,7 @@
 #include "node.h"
 #include "option.h"
 #include "own_queues.h"
+#include "publish.h"
 #include "request.h"
 #include "settings.h"
 #include "shmem.h"
@@ -171,6 +172,7 @@ static uint32 wait_event_gather = 0;
 static const TpcMessengerPart *const parts[] = {
 	&tpc_request_part,
 	&tpc_own_queues_part,
+	&tpc_publication_part,
 	NULL
 };
 
@@ -2023,6 +2025,19 @@ start_incarnation(void)
 	pg_atomic_write_u64(&node->incarnation, incarnation);
 }
 
+/* What sessions of an earlier run have left for the relay. */
+static void
+wake_relay(void)
+{
+	bool		waiting;
+
+	tpc_worker_begin();
+	waiting = tpc_publication_exists();
+	tpc_worker_end();
+	if (waiting)
+		tpc_wake_relay(node);
+}
+
 void
 tpc_messenger_main(Datum arg)
 {
@@ -2070,6 +2085,7 @@ tpc_messenger_main(Datum arg)
 		proc_exit(0);
 	}
 	start_incarnation();
+	wake_relay();
 	make_wait_set();
 	if (broker != NULL)
 		go_live();

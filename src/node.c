@@ -37,6 +37,7 @@
 #include "gid.h"
 #include "node.h"
 #include "option.h"
+#include "publish.h"
 #include "relation.h"
 #include "settings.h"
 #include "txn.h"
@@ -438,6 +439,7 @@ tpc_attach(PG_FUNCTION_ARGS)
 		attached_in = GetCurrentSubTransactionId();
 		tpc_xact_pending = true;
 		tpc_decision_delete_foreign();
+		tpc_publication_delete_foreign();
 		tpc_decision_check_name(name);
 		check_branches_name(name);
 	}

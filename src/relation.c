@@ -42,7 +42,7 @@ typedef struct KnownRelation
 	Oid			relid;			/* InvalidOid: not looked up yet, or gone */
 } KnownRelation;
 
-#define MAX_KNOWN	16			/* more names than there are */
+#define MAX_KNOWN	32			/* more names than there are */
 
 static KnownRelation known[MAX_KNOWN];
 static int	nknown = 0;

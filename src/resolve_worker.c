@@ -34,6 +34,7 @@
 #include "gid.h"
 #include "housekeeper.h"
 #include "prepared.h"
+#include "publish.h"
 #include "report.h"
 #include "resolve_worker.h"
 #include "settings.h"
@@ -276,6 +277,8 @@ tpc_resolve_finish(const char *gid, bool commit)
 		finished = true;
 		TPC_FAILPOINT("P6.after");
 		tpc_worker_end();
+		if (commit)
+			tpc_publish_after_prepared(node);
 	}
 	PG_CATCH();
 	{

@@ -100,6 +100,8 @@ tpc_node_init_workers(TpcNode *node)
 	memset(node->prepare_kind, TPC_KIND_GENERAL, sizeof(node->prepare_kind));
 	pg_atomic_init_u32(&node->wants_relay, 0);
 	pg_atomic_init_u32(&node->wants_consumers, 0);
+	pg_atomic_init_u32(&node->relay_requests, 0);
+	pg_atomic_init_u32(&node->publisher_prepared, 0);
 }
 
 static void
@@ -110,6 +112,7 @@ node_init(TpcNode *node, int tranche)
 	pg_atomic_init_u64(&node->sequence, 0);
 	pg_atomic_init_u32(&node->epoch, 0);
 	pg_atomic_init_u32(&node->resolve_requests, 0);
+	pg_atomic_init_u64(&node->publications, InvalidDsaPointer);
 	for (int i = 0; i < TPC_STAT_NCOUNTERS; i++)
 		pg_atomic_init_u64(&node->stat[i], 0);
 	dlist_init(&node->txn_queue);
@@ -329,12 +332,23 @@ tpc_wake_lead(TpcNode *node)
 	wake(node->resolve[0].latch);
 }
 
-/* tpc_wake_relay: there is something to publish, or a change to follow. */
+/*
+ * tpc_wake_relay: the tables have something to publish, or a change to follow.
+ * Never raises.
+ */
 void
 tpc_wake_relay(TpcNode *node)
 {
+	pg_atomic_fetch_add_u32(&node->relay_requests, 1);
 	if (pg_atomic_exchange_u32(&node->wants_relay, 1) == 0)
 		tpc_wake_launcher();
+	wake(node->relay.latch);
+}
+
+/* tpc_poke_relay: shared memory has something for it; it runs already. */
+void
+tpc_poke_relay(TpcNode *node)
+{
 	wake(node->relay.latch);
 }
 

@@ -115,10 +115,24 @@ typedef enum TpcCounter
 	TPC_STAT_MESSAGES_RECEIVED,
 	TPC_STAT_PUBLISHES,			/* AMQP messages that carried those sent */
 	TPC_STAT_SOCKET_WRITES,
+	TPC_STAT_PUBLISHED,			/* publish(): sent, repetitions included */
+	TPC_STAT_REPUBLISHED,		/* … of those, sent before */
+	TPC_STAT_CONFIRMED,			/* … taken by the broker */
+	TPC_STAT_REJECTED,			/* … not taken for now (basic.nack) */
+	TPC_STAT_RETURNED,			/* … moved to table returned: nobody's */
+	TPC_STAT_REFUSED,			/* … moved there: refused by the broker */
 	TPC_STAT_PREPARE_WAIT_US,	/* sum over transactions: C1 to the last vote */
 	TPC_STAT_APPLY_WAIT_US,		/* sum: commit record to the last ack */
 	TPC_STAT_NCOUNTERS
 } TpcCounter;
+
+/* Whether a transaction that publishes may be prepared. */
+typedef enum TpcPreparedPublisher
+{
+	TPC_PREPARED_NONE,
+	TPC_PREPARED_NEW,
+	TPC_PREPARED_WATCHED
+} TpcPreparedPublisher;
 
 /* What an item is. */
 typedef enum TpcItemKind
@@ -227,6 +241,22 @@ typedef struct TpcNode
 	 */
 	pg_atomic_uint32 wants_relay;
 	pg_atomic_uint32 wants_consumers;
+
+	/* Raised by whoever has something for the relay: it looks at the tables. */
+	pg_atomic_uint32 relay_requests;
+
+	/*
+	 * A TpcPreparedPublisher, no lock: while it is not NONE, who finishes a
+	 * prepared transaction wakes the relay.  Set to NEW by who prepares one
+	 * that publishes, to the others by the relay.
+	 */
+	pg_atomic_uint32 publisher_prepared;
+
+	/*
+	 * A dsa_pointer to TpcPublications (publish.h), once the relay has made
+	 * it.
+	 */
+	pg_atomic_uint64 publications;
 
 	/* Raised by one by the messenger at each connect; resolvers watch it. */
 	pg_atomic_uint32 epoch;
@@ -458,6 +488,7 @@ extern void tpc_wake_launcher(void);
 extern void tpc_wake_messenger(TpcNode *node);
 extern void tpc_wake_lead(TpcNode *node);
 extern void tpc_wake_relay(TpcNode *node);
+extern void tpc_poke_relay(TpcNode *node);
 extern void tpc_wake_consumer(TpcNode *node);
 extern void tpc_wake_resolver(TpcNode *node);
 extern void tpc_wake_prepare_worker(TpcNode *node, int kind);

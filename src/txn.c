@@ -52,6 +52,7 @@
 #include "message.h"
 #include "node.h"
 #include "operate.h"
+#include "publish.h"
 #include "report.h"
 #include "settings.h"
 #include "shmem.h"
@@ -1146,6 +1147,7 @@ static void
 pre_commit(void)
 {
 	tpc_join_at_pre_commit();
+	tpc_publish_at_pre_commit();
 	if (current.txn == NULL)
 		return;
 	if (!tpc_txn_has_calls())
@@ -1439,6 +1441,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 			at_commit();
 			tpc_join_at_commit();
+			tpc_publish_at_commit();
 			tpc_operate_at_eoxact(true);
 			tpc_node_at_eoxact(true);
 			if (current.txn == NULL || !current.wait_applied)
@@ -1447,6 +1450,7 @@ xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_ABORT:
 			at_abort();
+			tpc_publish_at_abort();
 			tpc_operate_at_eoxact(false);
 			tpc_node_at_eoxact(false);
 			current_reset();
@@ -1458,6 +1462,7 @@ xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_PREPARE:
 			at_prepare();
+			tpc_publish_at_prepare();
 			tpc_operate_at_eoxact(false);
 			/* workers that left for ALTER DATABASE come back */
 			tpc_node_at_eoxact(false);

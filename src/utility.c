@@ -31,6 +31,7 @@
 #include "decision.h"
 #include "node.h"
 #include "prepared.h"
+#include "publish.h"
 #include "shmem.h"
 #include "txn.h"
 #include "utility.h"
@@ -139,6 +140,28 @@ wait_until_acknowledged(void)
 	return unacked;
 }
 
+/* The same for messages of publish() that the broker has not confirmed. */
+static int64
+wait_until_published(void)
+{
+	int64		unsent = 0;
+
+	for (int i = 0; i < 60; i++)
+	{
+		PushActiveSnapshot(GetLatestSnapshot());
+		unsent = tpc_publication_count();
+		PopActiveSnapshot();
+		if (unsent == 0)
+			break;
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
+						 tpc_wait_event(&wait_event_acks, "TpcAmqpDrop"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return unsent;
+}
+
 /*
  * before_drop_extension: refuse while branches are in doubt, for nothing
  * could finish them then; else end being a node.
@@ -149,6 +172,7 @@ before_drop_extension(void)
 	TpcLocalNode local;
 	int			in_doubt;
 	int			unacked;
+	int64		unsent;
 
 	/*
 	 * What prepared branches hold locks on, the command would wait for; also
@@ -175,6 +199,14 @@ before_drop_extension(void)
 							   "cannot drop extension tpc_amqp: %d committed transactions are not acknowledged by all nodes",
 							   unacked, unacked),
 				 errhint("View tpc_amqp.transactions lists them; tpc_amqp.forget() drops one.")));
+	unsent = wait_until_published();
+	if (unsent > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg_plural("cannot drop extension tpc_amqp: " INT64_FORMAT " message has not been published yet",
+							   "cannot drop extension tpc_amqp: " INT64_FORMAT " messages have not been published yet",
+							   (unsigned long) unsent, unsent),
+				 errhint("View tpc_amqp.publications lists them; after tpc_amqp.detach() they are dropped with the extension.")));
 	tpc_node_detach_on_commit();
 	tpc_node_stop_workers(MyDatabaseId, "drop extension tpc_amqp");
 }
@@ -242,6 +274,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
 
+	if (IsA(parsetree, TransactionStmt) &&
+		((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED)
+		tpc_publish_after_prepared(NULL);
 	if (finish == TPC_FINISH_OURS)
 	{
 		TransactionStmt *stmt = (TransactionStmt *) parsetree;

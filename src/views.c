@@ -29,6 +29,7 @@
 #include "gid.h"
 #include "message.h"
 #include "node.h"
+#include "publish.h"
 #include "report.h"
 #include "shmem.h"
 
@@ -712,6 +713,60 @@ tpc_live_branches(PG_FUNCTION_ARGS)
 		values[i++] = TimestampTzGetDatum(row->since);
 		nulls[i] = row->pid == 0;
 		values[i++] = Int32GetDatum(row->pid);
+		put_row(fcinfo, values, nulls);
+	}
+
+	return (Datum) 0;
+}
+
+/*
+ * tpc_live_publications() returns setof record: messages of publish() that the
+ * messenger has.  What has just been told of is a moment old.
+ */
+PG_FUNCTION_INFO_V1(tpc_live_publications);
+Datum
+tpc_live_publications(PG_FUNCTION_ARGS)
+{
+	int64	   *ids = palloc(sizeof(int64) * TPC_PUBLICATIONS);
+	bool	   *sent = palloc(sizeof(bool) * TPC_PUBLICATIONS);
+	int			n = 0;
+	TpcNode    *node;
+	dsa_pointer p = InvalidDsaPointer;
+
+	tpc_shmem_require();
+	InitMaterializedSRF(fcinfo, 0);
+	(void) tpc_area();
+
+	/* Under the lock it stays. */
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
+	node = tpc_node_find(MyDatabaseId);
+	if (node != NULL)
+		p = pg_atomic_read_u64(&node->publications);
+	if (DsaPointerIsValid(p))
+	{
+		TpcPublications *window = dsa_get_address(tpc_area(), p);
+
+		for (int i = 0; i < TPC_PUBLICATIONS; i++)
+		{
+			TpcPublication *place = &window->places[i];
+			uint32		state = pg_atomic_read_u32(&place->state);
+
+			if (state == TPC_PUBLICATION_FREE)
+				continue;
+			ids[n] = place->id;
+			sent[n++] = state != TPC_PUBLICATION_WAITING &&
+				state != TPC_PUBLICATION_REJECTED;
+		}
+	}
+	LWLockRelease(&tpc_shared->control);
+
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[2];
+		bool		nulls[2] = {false};
+
+		values[0] = Int64GetDatum(ids[i]);
+		values[1] = CStringGetTextDatum(sent[i] ? "sent" : "waiting");
 		put_row(fcinfo, values, nulls);
 	}
 

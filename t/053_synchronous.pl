@@ -8,6 +8,7 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use TpcAmqp;
 use TpcTest;
 use TpcPair;
 
@@ -164,5 +165,20 @@ ok(TpcPair::settled(30, $blog, $reviews), 'nothing is left prepared')
   or diag $@;
 TpcPair::in_agreement($blog, $reviews);
 TpcTest->no_crash('no crash', $blog, $reviews);
+
+# A message is not sent of a commit that the standby does not have, be it one
+# that did not wait for it.
+
+my $amqp = TpcAmqp->new($reviews->broker);
+$amqp->declare('q');
+$reviews->sql(q{BEGIN; SELECT tpc_amqp.publish('', 'q', 'x');
+	PREPARE TRANSACTION 'm'});
+$standby->stop('immediate');
+$reviews->sql(q{COMMIT PREPARED 'm'});
+waits('relay');
+is($amqp->count('q'), 0,
+	'a message of what the standby does not have is not sent');
+$standby->start;
+is($amqp->get('q')->{body}, 'x', '... and is once the standby is back');
 
 done_testing();

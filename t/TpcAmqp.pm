@@ -67,6 +67,64 @@ sub spy
 	return;
 }
 
+# declare QUEUE, ARGUMENTS: a durable one, whose arguments are numbers and
+# texts.  Returns how many messages are in it.
+sub declare
+{
+	my ($self, $queue, %arguments) = @_;
+	my $table = '';
+
+	for my $name (sort keys %arguments)
+	{
+		my $value = $arguments{$name};
+
+		$table .= _short($name)
+		  . ($value =~ /^\d+$/ ? 'I' . pack('N', $value) : 'S' . _long($value));
+	}
+	my $ok = $self->_call(50, 10,
+		"\0\0" . _short($queue) . "\2" . _long($table), 11);
+	my (undef, $count) = unpack 'C/a N', $ok;
+	return $count;
+}
+
+# count QUEUE: how many messages are in it.
+sub count
+{
+	my ($self, $queue) = @_;
+	my $ok = $self->_call(50, 10,
+		"\0\0" . _short($queue) . "\3" . _long(''), 11);
+	my (undef, $count) = unpack 'C/a N', $ok;
+
+	return $count;
+}
+
+# declare_exchange NAME, TYPE: a durable one.
+sub declare_exchange
+{
+	my ($self, $exchange, $type) = @_;
+	$self->_call(40, 10,
+		"\0\0" . _short($exchange) . _short($type) . "\2" . _long(''), 11);
+	return;
+}
+
+# bind QUEUE, EXCHANGE, KEY
+sub bind
+{
+	my ($self, $queue, $exchange, $key) = @_;
+	$self->_call(50, 20,
+		"\0\0" . _short($queue) . _short($exchange) . _short($key) . "\0"
+		  . _long(''), 21);
+	return;
+}
+
+# purge QUEUE
+sub purge
+{
+	my ($self, $queue) = @_;
+	$self->_call(50, 30, "\0\0" . _short($queue) . "\0", 31);
+	return;
+}
+
 sub delete_queue
 {
 	my ($self, $queue) = @_;

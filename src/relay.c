@@ -1,0 +1,820 @@
+/*-------------------------------------------------------------------------
+ *
+ * relay.c
+ *	  The process that reads tables on behalf of the messenger.
+ *
+ * One per node, started once there is something for it.  It hands committed
+ * rows of table publication to the messenger in order of their ids, as far as
+ * the window in shared memory (publish.h) has room, and deletes what the
+ * broker has confirmed.  What came back moves to table returned.
+ *
+ * Rows become visible in any order of ids, and those of one transaction are
+ * to go out in theirs.  So each look begins at the lowest id that may still
+ * be there, passing over what is in the window.  Ids below low are gone for
+ * good: see note_seen().
+ *
+ * It may end at any time.  Its successor finds in the window what has been
+ * handed over, so that nothing is sent twice for that.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "failpoint.h"
+#include "publish.h"
+#include "relation.h"
+#include "settings.h"
+#include "shmem.h"
+#include "worker.h"
+
+/* How often to look at the tables without being asked. */
+#define POLL_MS				1000
+/* How long to wait after an error. */
+#define ERROR_WAIT_MS		1000
+/* Share of the area that messages in the window may take. */
+#define WINDOW_SHARE		8
+/* The window is filled again when so many places are free. */
+#define REFILL				(TPC_PUBLICATIONS / 2)
+/* A destination that rejects is tried again after this time, then twice … */
+#define DEFER_MIN_MS		100
+#define DEFER_MAX_MS		10000
+/* Destinations told apart for that. */
+#define DEFER_BUCKETS		4096
+
+/* Where a message goes that the broker rejected (basic.nack). */
+typedef struct Deferred
+{
+	TimestampTz until;			/* nothing goes there before; 0: not deferred */
+	int			delay_ms;
+	bool		probing;		/* one message is on its way to find out */
+} Deferred;
+
+/* A row that is not to be sent: where it stands instead. */
+typedef struct Failed
+{
+	int64		id;
+	const char *kind;
+	int			code;			/* the broker's; 0: none */
+	char	   *reason;
+} Failed;
+
+static TpcNode *node;
+static TpcPublications *window = NULL;
+static Deferred *deferred;		/* DEFER_BUCKETS */
+static MemoryContext turn_context;	/* reset every turn */
+
+static int64 low = 0;			/* no row below */
+static int64 seen_id = 0;		/* the highest seen at some look … */
+static TransactionId seen_xid;	/* … after which this was the next xid */
+
+static bool more_rows = true;	/* the window was full at the last look */
+static uint32 requests = 0;		/* as of the last look */
+static TimestampTz look_at = 0; /* the next one, if nobody asks */
+
+/* What was prepared when we were told of that was below this xid. */
+static TransactionId prepared_xid = InvalidTransactionId;
+
+static uint32 wait_event_main = 0;
+
+/*-------------------------------------------------------------------------
+ * The window
+ *-------------------------------------------------------------------------
+ */
+
+static TpcPublicationState
+state_of(const TpcPublication *place)
+{
+	TpcPublicationState state;
+
+	state = pg_atomic_read_u32(unconstify(pg_atomic_uint32 *, &place->state));
+	/* what the messenger wrote before it */
+	pg_read_barrier();
+	return state;
+}
+
+/*
+ * Whoever put the last message in may have ended before he could say so.  It
+ * would not be sent then until there is another one.
+ */
+static void
+repair_given(void)
+{
+	uint64		given = pg_atomic_read_u64(&window->given);
+	uint64		last = given;
+
+	for (int i = 0; i < TPC_PUBLICATIONS; i++)
+	{
+		if (state_of(&window->places[i]) != TPC_PUBLICATION_FREE)
+			last = Max(last, window->places[i].order);
+	}
+	if (last > given)
+	{
+		pg_write_barrier();
+		pg_atomic_write_u64(&window->given, last);
+		tpc_wake_messenger(node);
+	}
+}
+
+/*
+ * Make it if it is not there yet; false if there is no room.  window is NULL
+ * at the start, and after an error.
+ */
+static bool
+find_window(void)
+{
+	dsa_pointer p = pg_atomic_read_u64(&node->publications);
+
+	if (window != NULL)
+		return true;
+	if (!DsaPointerIsValid(p))
+	{
+		p = tpc_area_try_alloc(sizeof(TpcPublications));
+		if (!DsaPointerIsValid(p))
+			return false;
+		window = dsa_get_address(tpc_area(), p);
+		memset(window, 0, sizeof(TpcPublications));
+		pg_atomic_init_u64(&window->given, 0);
+		for (int i = 0; i < TPC_PUBLICATIONS; i++)
+		{
+			pg_atomic_init_u32(&window->places[i].state,
+							   TPC_PUBLICATION_FREE);
+			window->places[i].data = InvalidDsaPointer;
+		}
+		pg_write_barrier();
+		pg_atomic_write_u64(&node->publications, p);
+	}
+	window = dsa_get_address(tpc_area(), p);
+	repair_given();
+	return true;
+}
+
+/*
+ * tpc_publications_free: the node's workers are gone; the caller holds
+ * control.
+ */
+void
+tpc_publications_free(TpcNode *node)
+{
+	dsa_pointer p = pg_atomic_read_u64(&node->publications);
+	TpcPublications *publications;
+
+	if (!DsaPointerIsValid(p))
+		return;
+	publications = dsa_get_address(tpc_area(), p);
+	for (int i = 0; i < TPC_PUBLICATIONS; i++)
+	{
+		if (DsaPointerIsValid(publications->places[i].data))
+			dsa_free(tpc_area(), publications->places[i].data);
+	}
+	dsa_free(tpc_area(), p);
+	pg_atomic_write_u64(&node->publications, InvalidDsaPointer);
+}
+
+/* A place is done with. */
+static void
+free_place(TpcPublication *place)
+{
+	if (DsaPointerIsValid(place->data))
+		dsa_free(tpc_area(), place->data);
+	place->data = InvalidDsaPointer;
+	pg_atomic_write_u32(&place->state, TPC_PUBLICATION_FREE);
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return x < y ? -1 : x > y;
+}
+
+/*-------------------------------------------------------------------------
+ * Destinations that reject
+ *
+ * One queue that is full and says so must not fill the window with what it
+ * will reject again.  What goes there stays in the table, but for one message
+ * that finds out whether it takes some again.
+ *-------------------------------------------------------------------------
+ */
+
+static Deferred *
+deferred_of(uint64 destination)
+{
+	return &deferred[destination % DEFER_BUCKETS];
+}
+
+static void
+defer(uint64 destination)
+{
+	Deferred   *d = deferred_of(destination);
+
+	/* others that were sent before it was known say nothing new */
+	if (d->until == 0 || d->probing)
+		d->delay_ms = Min(Max(2 * d->delay_ms, DEFER_MIN_MS), DEFER_MAX_MS);
+	d->probing = false;
+	d->until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										   d->delay_ms);
+}
+
+/* Whether a message has to stay for now. */
+static bool
+is_deferred(uint64 destination)
+{
+	Deferred   *d = deferred_of(destination);
+
+	if (d->until == 0)
+		return false;
+	if (!d->probing && GetCurrentTimestamp() >= d->until)
+		return false;
+	if (!d->probing)
+		look_at = Min(look_at, d->until);
+	return true;
+}
+
+/*-------------------------------------------------------------------------
+ * What the broker has said: step X6
+ *-------------------------------------------------------------------------
+ */
+
+static Datum
+array_of(Datum *elems, int n, Oid type)
+{
+	ArrayType  *array;
+
+	if (type == TEXTOID)
+		array = construct_array(elems, n, type, -1, false, TYPALIGN_INT);
+	else
+		array = construct_array(elems, n, type, type == INT8OID ? 8 : 4,
+								type == INT8OID ? FLOAT8PASSBYVAL : true,
+								type == INT8OID ? TYPALIGN_DOUBLE :
+								TYPALIGN_INT);
+	return PointerGetDatum(array);
+}
+
+static void
+delete_rows(Datum *ids, int n)
+{
+	Oid			types[1] = {INT8ARRAYOID};
+	Datum		values[1];
+
+	if (n == 0)
+		return;
+	SPI_connect();
+	values[0] = array_of(ids, n, INT8OID);
+	tpc_spi_execute("DELETE FROM tpc_amqp.publication"
+					" WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+					1, types, values, NULL, false, SPI_OK_DELETE);
+	SPI_finish();
+}
+
+static void
+move_rows(List *failed)
+{
+	Oid			types[4] = {INT8ARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
+	TEXTARRAYOID};
+	Datum		values[4];
+	Datum	   *columns[4];
+	int			n = 0;
+	ListCell   *lc;
+
+	if (failed == NIL)
+		return;
+	SPI_connect();
+	for (int i = 0; i < 4; i++)
+		columns[i] = palloc(sizeof(Datum) * list_length(failed));
+	foreach(lc, failed)
+	{
+		Failed	   *f = lfirst(lc);
+
+		columns[0][n] = Int64GetDatum(f->id);
+		columns[1][n] = CStringGetTextDatum(f->kind);
+		columns[2][n] = Int32GetDatum(f->code);
+		columns[3][n++] = CStringGetTextDatum(f->reason);
+	}
+	for (int i = 0; i < 4; i++)
+		values[i] = array_of(columns[i], n,
+							 i == 0 ? INT8OID : i == 2 ? INT4OID : TEXTOID);
+	tpc_spi_execute("WITH f AS (SELECT * FROM ROWS FROM"
+					" (pg_catalog.unnest($1), pg_catalog.unnest($2),"
+					" pg_catalog.unnest($3), pg_catalog.unnest($4))"
+					" AS r (id, kind, code, reason)),"
+					" gone AS (DELETE FROM tpc_amqp.publication p USING f"
+					" WHERE p.id OPERATOR(pg_catalog.=) f.id"
+	/* says the same, so that the index is used */
+					" AND p.id OPERATOR(pg_catalog.=) ANY ($1)"
+					" RETURNING p.*, f.kind, f.code, f.reason)"
+					" INSERT INTO tpc_amqp.returned (id, exchange,"
+					" routing_key, body, properties, mandatory, message_id,"
+					" published_at, kind, code, reason, returned_at)"
+					" SELECT id, exchange, routing_key, body, properties,"
+					" mandatory, message_id, published_at, kind,"
+					" NULLIF(code, 0), reason, pg_catalog.clock_timestamp()"
+					" FROM gone ORDER BY id",
+					4, types, values, NULL, false, SPI_OK_INSERT);
+	SPI_finish();
+}
+
+/* The broker's words, in the database's encoding. */
+static char *
+words_of(const char *text)
+{
+	StringInfoData ascii;
+
+	if (GetDatabaseEncoding() == PG_UTF8 &&
+		pg_verify_mbstr(PG_UTF8, text, strlen(text), true))
+		return pstrdup(text);
+	initStringInfo(&ascii);
+	for (const char *p = text; *p != '\0'; p++)
+		appendStringInfoChar(&ascii, *p >= ' ' && *p < 0x7F ? *p : '?');
+	return ascii.data;
+}
+
+/* Note down, durably, what has become of messages, and free their places. */
+static void
+take_outcomes(void)
+{
+	TpcPublication **places = palloc(sizeof(TpcPublication *) *
+									 TPC_PUBLICATIONS);
+	Datum	   *confirmed = palloc(sizeof(Datum) * TPC_PUBLICATIONS);
+	List	   *failed = NIL;
+	int			nplaces = 0;
+	int			nconfirmed = 0;
+
+	for (int i = 0; i < TPC_PUBLICATIONS; i++)
+	{
+		TpcPublication *place = &window->places[i];
+		TpcPublicationState state = state_of(place);
+		Failed	   *f;
+
+		switch (state)
+		{
+			case TPC_PUBLICATION_FREE:
+				/* one that a predecessor did not get to fill */
+				if (DsaPointerIsValid(place->data))
+					free_place(place);
+				continue;
+			case TPC_PUBLICATION_WAITING:
+			case TPC_PUBLICATION_SENT:
+				continue;
+			case TPC_PUBLICATION_REJECTED:
+				defer(place->destination);
+				free_place(place);
+				more_rows = true;
+				continue;
+			case TPC_PUBLICATION_CONFIRMED:
+				confirmed[nconfirmed++] = Int64GetDatum(place->id);
+				break;
+			case TPC_PUBLICATION_RETURNED:
+			case TPC_PUBLICATION_REFUSED:
+				f = palloc(sizeof(Failed));
+				f->id = place->id;
+				f->kind = state == TPC_PUBLICATION_RETURNED ?
+					"returned" : "refused";
+				f->code = place->reply_code;
+				f->reason = words_of(place->reason);
+				failed = lappend(failed, f);
+				break;
+		}
+		memset(deferred_of(place->destination), 0, sizeof(Deferred));
+		places[nplaces++] = place;
+	}
+	if (nplaces == 0)
+		return;
+
+	TPC_FAILPOINT("X6.before");
+	tpc_worker_begin();
+	delete_rows(confirmed, nconfirmed);
+	move_rows(failed);
+	/* deleted for good before the place is another's, lest it be sent again */
+	ForceSyncCommit();
+	tpc_worker_end();
+	TPC_FAILPOINT("X6.after");
+	for (int i = 0; i < nplaces; i++)
+	{
+		if (state_of(places[i]) == TPC_PUBLICATION_RETURNED)
+			tpc_node_count(node, TPC_STAT_RETURNED, 1);
+		else if (state_of(places[i]) == TPC_PUBLICATION_REFUSED)
+			tpc_node_count(node, TPC_STAT_REFUSED, 1);
+		free_place(places[i]);
+	}
+}
+
+/*-------------------------------------------------------------------------
+ * Rows to be sent: step X3
+ *-------------------------------------------------------------------------
+ */
+
+/*
+ * note_seen: an end of a look with this snapshot, of which first and last are
+ * the lowest and the highest id it met (0: none).
+ *
+ * A transaction draws ids after its own xid (publish.c).  Say that a look met
+ * id M, and after it the next xid was X.  Ids up to M had been drawn by then,
+ * by transactions below X.  Once a snapshot has no xid below X running, it
+ * shows all those ids that there will ever be.
+ */
+static void
+note_seen(Snapshot snapshot, int64 first, int64 last)
+{
+	if (seen_id > 0 &&
+		TransactionIdFollowsOrEquals(snapshot->xmin, seen_xid))
+	{
+		low = first > 0 ? Min(first, seen_id + 1) : seen_id + 1;
+		seen_id = 0;
+	}
+	if (seen_id == 0 && last >= low && last > 0)
+	{
+		seen_id = last;
+		seen_xid = XidFromFullTransactionId(ReadNextFullTransactionId());
+	}
+}
+
+/*
+ * watch_prepared, unwatch_prepared: before a look, and after it with its
+ * snapshot.  While a transaction may be prepared that publishes, those who
+ * finish prepared ones wake us.
+ */
+static void
+watch_prepared(void)
+{
+	if (pg_atomic_read_u32(&node->publisher_prepared) == TPC_PREPARED_NEW)
+	{
+		pg_atomic_write_u32(&node->publisher_prepared, TPC_PREPARED_WATCHED);
+		pg_memory_barrier();
+		prepared_xid = XidFromFullTransactionId(ReadNextFullTransactionId());
+	}
+}
+
+static void
+unwatch_prepared(Snapshot snapshot)
+{
+	uint32		watched = TPC_PREPARED_WATCHED;
+
+	if (TransactionIdIsValid(prepared_xid) &&
+		TransactionIdFollowsOrEquals(snapshot->xmin, prepared_xid))
+	{
+		prepared_xid = InvalidTransactionId;
+		(void) pg_atomic_compare_exchange_u32(&node->publisher_prepared,
+											  &watched, TPC_PREPARED_NONE);
+	}
+}
+
+/* Put one row into a place; false if there is no room for it now. */
+static bool
+hand_over(TpcPublication *place, int64 id, Datum *values)
+{
+	char	   *exchange =
+	TextDatumGetCString(values[PUBLICATION_EXCHANGE - 1]);
+	char	   *key =
+	TextDatumGetCString(values[PUBLICATION_ROUTING_KEY - 1]);
+	bytea	   *properties =
+	DatumGetByteaPP(values[PUBLICATION_PROPERTIES - 1]);
+	bytea	   *body = DatumGetByteaPP(values[PUBLICATION_BODY - 1]);
+	Size		size;
+	char	   *p;
+
+	exchange = pg_server_to_any(exchange, strlen(exchange), PG_UTF8);
+	key = pg_server_to_any(key, strlen(key), PG_UTF8);
+	place->exchange_len = strlen(exchange);
+	place->key_len = strlen(key);
+	place->properties_len = VARSIZE_ANY_EXHDR(properties);
+	place->body_len = VARSIZE_ANY_EXHDR(body);
+	size = (Size) place->exchange_len + place->key_len +
+		place->properties_len + place->body_len;
+	place->data = tpc_area_try_alloc(size);
+	if (!DsaPointerIsValid(place->data))
+		return false;
+	p = dsa_get_address(tpc_area(), place->data);
+	memcpy(p, exchange, place->exchange_len);
+	p += place->exchange_len;
+	memcpy(p, key, place->key_len);
+	p += place->key_len;
+	memcpy(p, VARDATA_ANY(properties), place->properties_len);
+	p += place->properties_len;
+	memcpy(p, VARDATA_ANY(body), place->body_len);
+
+	place->id = id;
+	place->mandatory = DatumGetBool(values[PUBLICATION_MANDATORY - 1]);
+	place->repeated = false;
+	place->reply_code = 0;
+	place->reason[0] = '\0';
+	place->order = pg_atomic_read_u64(&window->given) + 1;
+	pg_write_barrier();
+	pg_atomic_write_u32(&place->state, TPC_PUBLICATION_WAITING);
+	TPC_FAILPOINT("X3.given");
+	pg_write_barrier();
+	pg_atomic_write_u64(&window->given, place->order);
+	return true;
+}
+
+static uint64
+destination_of(Datum *values)
+{
+	text	   *exchange =
+	DatumGetTextPP(values[PUBLICATION_EXCHANGE - 1]);
+	text	   *key = DatumGetTextPP(values[PUBLICATION_ROUTING_KEY - 1]);
+
+	return hash_combine64(hash_bytes_extended((unsigned char *) VARDATA_ANY(exchange),
+											  VARSIZE_ANY_EXHDR(exchange), 0),
+						  hash_bytes_extended((unsigned char *) VARDATA_ANY(key),
+											  VARSIZE_ANY_EXHDR(key), 0));
+}
+
+/* What is in the window: ids, sorted; free places; bytes. */
+typedef struct Inventory
+{
+	int			nids;
+	int64		ids[TPC_PUBLICATIONS];
+	int			nfree;
+	int			free[TPC_PUBLICATIONS];
+	Size		bytes;
+} Inventory;
+
+static Inventory *
+take_inventory(void)
+{
+	Inventory  *inv = palloc(sizeof(Inventory));
+
+	inv->nids = inv->nfree = 0;
+	inv->bytes = 0;
+	/* from the end, so that the first ones are taken first */
+	for (int i = TPC_PUBLICATIONS - 1; i >= 0; i--)
+	{
+		TpcPublication *place = &window->places[i];
+
+		if (state_of(place) == TPC_PUBLICATION_FREE)
+			inv->free[inv->nfree++] = i;
+		else
+		{
+			inv->ids[inv->nids++] = place->id;
+			inv->bytes += place->body_len;
+		}
+	}
+	qsort(inv->ids, inv->nids, sizeof(int64), compare_ids);
+	return inv;
+}
+
+/*
+ * Hand over what is committed, in order of ids, as far as there is room.
+ * Returns rows that cannot be sent, as Failed.
+ *
+ * Who committed them has waited for the synchronous standbys, unless that was
+ * cancelled, or it was a COMMIT PREPARED that did not care.
+ */
+static List *
+look_at_rows(Inventory *inv, MemoryContext row_context)
+{
+	Relation	rel = tpc_relation_open("publication", AccessShareLock);
+	Relation	index = index_open(tpc_index_oid("publication_pkey"),
+								   AccessShareLock);
+	Snapshot	snapshot;
+	Size		max_bytes = (Size) tpc_max_memory * 1024 * 1024 / WINDOW_SHARE;
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *failed = NIL;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+	int64		first = 0;
+	int64		last = 0;
+	bool		awaited = false;
+
+	more_rows = false;
+	watch_prepared();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyInit(&key, PUBLICATION_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(low));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
+	while ((tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
+	{
+		Datum		values[PUBLICATION_NATTS];
+		bool		nulls[PUBLICATION_NATTS];
+		TpcPublication *place;
+		int64		id;
+		Size		size;
+		bool		room;
+
+		CHECK_FOR_INTERRUPTS();
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		id = DatumGetInt64(values[PUBLICATION_ID - 1]);
+		if (first == 0)
+			first = id;
+		last = id;
+		if (DatumGetObjectId(values[PUBLICATION_DATABASE - 1]) != MyDatabaseId ||
+			bsearch(&id, inv->ids, inv->nids, sizeof(int64), compare_ids))
+			continue;
+
+		size = toast_raw_datum_size(values[PUBLICATION_BODY - 1]) - VARHDRSZ;
+		if (size > tpc_publication_max_body())
+		{
+			Failed	   *f = palloc(sizeof(Failed));
+
+			f->id = id;
+			f->kind = "refused";
+			f->code = 0;
+			f->reason = psprintf("the body has %zu bytes; tpc_amqp.max_payload allows %zu",
+								 size, tpc_publication_max_body());
+			failed = lappend(failed, f);
+			continue;
+		}
+		if (inv->nfree == 0 ||
+			(inv->nids > 0 && inv->bytes + size > max_bytes))
+		{
+			more_rows = true;
+			break;
+		}
+
+		MemoryContextReset(row_context);
+		MemoryContextSwitchTo(row_context);
+		place = &window->places[inv->free[inv->nfree - 1]];
+		place->destination = destination_of(values);
+		if (is_deferred(place->destination))
+		{
+			MemoryContextSwitchTo(caller);
+			continue;
+		}
+		if (!awaited && tpc_worker_has_standbys() &&
+			!tpc_worker_await_standbys())
+			proc_exit(0);
+		awaited = true;
+		room = hand_over(place, id, values);
+		MemoryContextSwitchTo(caller);
+		if (!room)
+		{
+			/* others have the memory, and give it back */
+			look_at = Min(look_at,
+						  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100));
+			break;
+		}
+		if (deferred_of(place->destination)->until != 0)
+			deferred_of(place->destination)->probing = true;
+		inv->nfree--;
+		inv->nids++;			/* not among those looked up: it is behind us */
+		inv->bytes += size;
+	}
+	systable_endscan_ordered(scan);
+	note_seen(snapshot, first, last);
+	unwatch_prepared(snapshot);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return failed;
+}
+
+static void
+look(void)
+{
+	Inventory  *inv = take_inventory();
+	MemoryContext row_context = AllocSetContextCreate(turn_context,
+													  "tpc_amqp row",
+													  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = CurrentMemoryContext;
+	uint64		given = pg_atomic_read_u64(&window->given);
+	List	   *failed;
+
+	requests = pg_atomic_read_u32(&node->relay_requests);
+	pg_memory_barrier();
+	look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), POLL_MS);
+
+	TPC_FAILPOINT("X3.before");
+	tpc_worker_begin();
+	MemoryContextSwitchTo(old);
+	failed = look_at_rows(inv, row_context);
+	if (failed != NIL)
+	{
+		move_rows(failed);
+		ForceSyncCommit();
+	}
+	tpc_worker_end();
+	MemoryContextSwitchTo(old);
+	if (failed != NIL)
+		tpc_node_count(node, TPC_STAT_REFUSED, list_length(failed));
+	if (pg_atomic_read_u64(&window->given) != given)
+		tpc_wake_messenger(node);
+	TPC_FAILPOINT("X3.after");
+}
+
+static bool
+look_is_due(void)
+{
+	int			nfree = 0;
+
+	if (GetCurrentTimestamp() >= look_at ||
+		(!more_rows && requests != pg_atomic_read_u32(&node->relay_requests)))
+		return true;
+	if (!more_rows)
+		return false;
+	for (int i = 0; i < TPC_PUBLICATIONS; i++)
+	{
+		if (state_of(&window->places[i]) == TPC_PUBLICATION_FREE)
+			nfree++;
+	}
+	return nfree >= REFILL;
+}
+
+/*-------------------------------------------------------------------------
+ * The process
+ *-------------------------------------------------------------------------
+ */
+
+/* All there is to do now.  Returns how long there is nothing more, in ms. */
+static long
+take_turn(void)
+{
+	if (!find_window())
+		return 100;
+	take_outcomes();
+	MemoryContextSwitchTo(turn_context);
+	if (look_is_due())
+		look();
+	return Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+												  look_at));
+}
+
+/* The same; an error is logged, and things are tried again later. */
+static long
+take_safe_turn(void)
+{
+	static TimestampTz pause_until = 0;
+	volatile long timeout = ERROR_WAIT_MS;
+
+	/* wake-ups must not make errors more frequent */
+	if (GetCurrentTimestamp() < pause_until)
+		return Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+													  pause_until));
+	PG_TRY();
+	{
+		timeout = take_turn();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		pause_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  ERROR_WAIT_MS);
+		window = NULL;
+		more_rows = true;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	return timeout;
+}
+
+void
+tpc_relay_main(Datum arg)
+{
+	node = tpc_worker_attach(arg, NULL, NULL);
+	tpc_worker_connect(node, false);
+	turn_context = AllocSetContextCreate(TopMemoryContext,
+										 "tpc_amqp relay turn",
+										 ALLOCSET_DEFAULT_SIZES);
+	deferred = MemoryContextAllocZero(TopMemoryContext,
+									  sizeof(Deferred) * DEFER_BUCKETS);
+	/* what was prepared before our time */
+	pg_atomic_write_u32(&node->publisher_prepared, TPC_PREPARED_NEW);
+	pgstat_report_activity(STATE_RUNNING, "relaying to the messenger");
+
+	for (;;)
+	{
+		long		timeout;
+
+		ResetLatch(MyLatch);
+		if (tpc_worker_should_exit(node))
+			proc_exit(0);
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(turn_context);
+		MemoryContextSwitchTo(turn_context);
+
+		timeout = take_safe_turn();
+		pgstat_report_stat(false);
+
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 timeout,
+						 tpc_wait_event(&wait_event_main, "TpcAmqpRelay"));
+	}
+}

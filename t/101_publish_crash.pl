@@ -1,0 +1,233 @@
+# publish(): a process ends or crashes at each step, the broker restarts, is
+# killed, or has no memory.
+#
+# Whatever happens: what was committed arrives, what was not does not, and what
+# arrives twice has the same id.
+
+use strict;
+use warnings;
+
+use Cwd;
+use File::Basename;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use TpcAmqp;
+use TpcPair;
+use TpcTest;
+
+my $source;
+BEGIN { $source = Cwd::realpath(dirname(__FILE__)) . '/../src' }
+
+plan skip_all => 'this build has no failpoints'
+  unless TpcTest::has_failpoints();
+
+# After the commit record nothing may raise.  The relay survives an error, the
+# messenger does not.
+my $any = [qw(error fatal kill)];
+my $end = [qw(fatal kill)];
+my @steps = (
+	# the client's own process
+	[ 'X1.before', ['error'] ],
+	[ 'X1.after', ['kill'] ],
+	[ 'X2.before', ['kill'] ],
+	# the relay
+	[ 'X3.before', $any ],
+	# nothing comes after it that would help
+	[ 'X3.given', $any, 'alone' ],
+	[ 'X3.after', $any ],
+	# the messenger
+	[ 'X4.before', $end ],
+	[ 'X4.after', $end ],
+	[ 'X5.before', $end ],
+	[ 'X5.after', $end ],
+	# the relay
+	[ 'X6.before', $any ],
+	[ 'X6.after', $any ]);
+
+my $broker = TpcTest::Broker->new(own => 1);
+my $cluster = TpcTest->new_cluster('blog', "autovacuum = off\n");
+my $blog = TpcTest->new_node($cluster, 'blog', 'blog', broker => $broker);
+TpcPair::connected($blog);
+$blog->sql('CREATE TABLE public.sent (id int)');
+my $amqp = TpcAmqp->new($broker);
+$amqp->declare('q');
+
+my %in_source;
+for my $file (glob "$source/*.c")
+{
+	$in_source{$_} = 1
+	  for grep { /^X/ } slurp_file($file) =~ /TPC_FAILPOINT\("([^"]+)"\)/g;
+}
+is(join(' ', sort keys %in_source),
+	join(' ', sort map { $_->[0] } @steps),
+	'every failpoint has a case');
+
+my $id = 0;
+my %copies;
+
+# publish COUNT: SQL that records what it publishes, and some that is in vain.
+sub publish
+{
+	my ($count) = @_;
+	my ($first, $last) = ($id + 1, $id += $count);
+
+	return "BEGIN;
+		INSERT INTO public.sent SELECT generate_series($first, $last);
+		SELECT tpc_amqp.publish('', 'q', i::text,
+			('{\"message_id\": \"m' || i || '\"}')::jsonb)
+		FROM generate_series($first, $last) i;
+		SELECT tpc_amqp.publish('', 'nowhere', '$first', mandatory => true);
+		SAVEPOINT s;
+		SELECT tpc_amqp.publish('', 'q', 'never');
+		ROLLBACK TO s;
+		COMMIT";
+}
+
+# Messages that came more than once, in the last round.
+my $repeated;
+
+# alone: the same with one message, and no other.
+sub alone
+{
+	$id++;
+	return "BEGIN;
+		INSERT INTO public.sent VALUES ($id);
+		SELECT tpc_amqp.publish('', 'q', '$id', '{\"message_id\": \"m$id\"}');
+		COMMIT";
+}
+
+# arrived ANY_ORDER: until all that was to be sent is; what is wrong, or
+# nothing.
+sub arrived
+{
+	my ($any_order) = @_;
+	my @wrong;
+	my %seen;
+	my $last = 0;
+
+	eval {
+		$blog->ask_for('SELECT count(*) = 0 FROM tpc_amqp.publications');
+		1;
+	} or push @wrong, $@;
+	while (my $message = $amqp->try_get('q'))
+	{
+		my $body = $message->{body};
+
+		$message->{header} =~ /m$body\b/
+		  or push @wrong, "$body has another id";
+		push @wrong, "$body comes after $last"
+		  if $body < $last && !$seen{$body} && !$any_order;
+		$last = $body unless $seen{$body};
+		$seen{$body}++;
+	}
+	my $expected = $blog->ask("SELECT string_agg(id::text, ' ' ORDER BY id)
+		FROM public.sent");
+	my $got = join ' ', sort { $a <=> $b } keys %seen;
+	push @wrong, "expected $expected, got $got" if $got ne $expected;
+	my $returned = $blog->ask("SELECT string_agg(DISTINCT format('%s %s',
+		kind, routing_key), ',') FROM tpc_amqp.returned_messages");
+	push @wrong, "returned: $returned"
+	  unless $returned eq 'returned nowhere'
+	  || $returned eq '' && $expected !~ / /;
+	$blog->ask('SELECT bool_and(tpc_amqp.discard(id))
+		FROM tpc_amqp.returned_messages; TRUNCATE public.sent');
+	$copies{all} += keys %seen;
+	$repeated = grep { $_ > 1 } values %seen;
+	$copies{more} += $repeated;
+	return join "\n", @wrong;
+}
+
+for my $case (@steps)
+{
+	my ($step, $actions, $alone) = @$case;
+
+	for my $action (@$actions)
+	{
+		my $offset = TpcTest->log_size($cluster);
+		my $sign =
+		  $action eq 'kill'
+		  ? qr/was terminated by signal 9/
+		  : qr/failpoint "\Q$step\E"/;
+		my $observer = $blog->observer;
+
+		$observer->run("SELECT public.tpc_test_failpoint('$step', '$action:once')");
+		$blog->try($alone ? alone() : publish(5));
+		TpcTest->wait_for_log($cluster, $sign, $offset);
+		is(arrived(), '', "$action at $step");
+		# No confirmation is lost if it is not the messenger that ends.
+		is($repeated, 0, '... nothing is sent twice')
+		  unless $action eq 'kill' || $step =~ /^X[45]/;
+	}
+}
+diag("$copies{more} of $copies{all} came more than once");
+
+# ---------------------------------------------------------------------------
+# The server is gone while messages wait
+
+$blog->failpoint('X4.before', 'wait');
+$blog->sql(publish(10));
+$blog->failpoint_reached('X4.before');
+TpcTest->kill9_server($cluster);
+$cluster->start;
+is(arrived(), '', 'the server is killed while messages wait');
+
+$blog->sql(q{BEGIN; SELECT tpc_amqp.publish('', 'q', '0',
+	'{"message_id": "m0"}'); INSERT INTO public.sent VALUES (0);
+	PREPARE TRANSACTION 'p'});
+TpcTest->kill9_server($cluster);
+$cluster->start;
+TpcPair::connected($blog);
+$blog->sql(q{COMMIT PREPARED 'p';
+	SELECT tpc_amqp.publish('', 'nowhere', '0', mandatory => true)});
+is(arrived(), '', '... while their transaction is prepared');
+
+# ---------------------------------------------------------------------------
+# The broker is away
+
+$broker->stop;
+$blog->poll("SELECT state <> 'connected' FROM tpc_amqp.node");
+$blog->sql(publish(3));
+$blog->sql(publish(1500));
+is($blog->sql("SELECT count(*), string_agg(DISTINCT state, ' ')
+	FROM tpc_amqp.publications"), '1505|waiting',
+	'broker stopped: messages wait');
+$broker->start;
+$amqp = TpcAmqp->new($broker);
+is(arrived(), '', '... until it is back');
+
+my $run = $blog->start(join ";\n", map { publish(20) } 1 .. 100);
+$blog->poll('SELECT count(*) > 100 FROM public.sent');
+$broker->kill9;
+$broker->start;
+$run->finish;
+$amqp = TpcAmqp->new($broker);
+is(arrived(), '', 'broker killed while messages are on their way');
+
+$run = $blog->start(join ";\n", map { publish(20) } 1 .. 100);
+$blog->poll('SELECT count(*) > 100 FROM public.sent');
+$broker->close_connections;
+$amqp = TpcAmqp->new($broker);
+$run->finish;
+is(arrived(), '', 'connection closed while messages are on their way');
+
+$broker->block;
+$blog->sql(publish(1));
+$blog->poll('SELECT blocked FROM tpc_amqp.node');
+$blog->sql(publish(100));
+is($blog->sql(q{SELECT count(*) FROM tpc_amqp.publications
+	WHERE state = 'waiting'}), 101, 'broker out of memory: messages wait');
+is($amqp->count('q'), 0, '... none is there');
+$broker->unblock;
+is(arrived(), '', '... until it has some again');
+
+# ---------------------------------------------------------------------------
+# Many at a time
+
+my @runs = map {
+	$blog->start(join ";\n", map { publish(1) } 1 .. 50)
+} 1 .. 20;
+$_->finish for @runs;
+is(arrived('any order'), '', '1000 transactions of 20 sessions');
+
+TpcTest->no_crash('no crash in the log', $blog);
+done_testing();
