@@ -120,6 +120,17 @@ is($store->sql('SELECT id FROM public.entry'), 1, '... and commits');
 is_deeply([ map { $_->counter('connects') } @nodes ],
 	\@connects, '... over the same connections');
 
+# What this kind of queue cannot do, the broker answers by closing the
+# connection.  The node has another one at once.
+$shop->sql(q{SELECT tpc_amqp.declare_queue('quorum',
+	arguments => '{"x-queue-type": "quorum"}')});
+fails_like($shop, "SELECT tpc_amqp.delete_queue('quorum', if_empty => true)",
+	qr/ERROR:  0A000: node "shop" has lost its connection.*DETAIL:  .*NOT_IMPLEMENTED/s,
+	'what the broker does not do for a quorum queue');
+$shop->poll("SELECT state = 'connected' FROM tpc_amqp.node");
+is($shop->sql("SELECT tpc_amqp.delete_queue('quorum')"),
+	0, '... does not keep the node from going on');
+
 # ---------------------------------------------------------------------------
 # The broker does not answer
 
