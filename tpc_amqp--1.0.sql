@@ -457,6 +457,16 @@ LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION tpc_amqp.delete_exchange(text, boolean) IS
 'have the broker delete an exchange';
 
+-- One message by hand: acknowledged by the commit.
+CREATE FUNCTION tpc_amqp.get(queue text, auto_ack boolean DEFAULT false,
+	OUT body bytea, OUT properties jsonb, OUT routing_key text,
+	OUT exchange text, OUT redelivered boolean, OUT messages bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_get'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE ROWS 1;
+COMMENT ON FUNCTION tpc_amqp.get(text, boolean) IS
+'take one message of a queue, for good if this transaction commits';
+
 CREATE FUNCTION tpc_amqp.live_requests(
 	OUT pid integer, OUT state text, OUT request text, OUT object text,
 	OUT since timestamptz)
@@ -633,6 +643,7 @@ REVOKE ALL ON FUNCTION tpc_amqp.bind_queue(text, text, text, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.unbind_queue(text, text, text, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.declare_exchange(text, text, boolean, boolean, boolean, boolean, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.delete_exchange(text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.get(text, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.live_requests() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION tpc_amqp.live_requests() TO pg_monitor;
 GRANT SELECT ON tpc_amqp.requests TO pg_monitor;

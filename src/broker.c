@@ -288,6 +288,8 @@ tpc_broker_reply_sqlstate(TpcBroker *b, int code, const char *text)
 			return ERRCODE_OBJECT_IN_USE;
 		case 406:				/* PRECONDITION_FAILED */
 			return ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+		case 540:				/* NOT_IMPLEMENTED, by this kind of queue */
+			return ERRCODE_FEATURE_NOT_SUPPORTED;
 		case 530:				/* NOT_ALLOWED: virtual host, limits */
 			return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
 		case 320:				/* CONNECTION_FORCED */

@@ -14,10 +14,42 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 #include "consumed.h"
+#include "properties.h"
 #include "relation.h"
+
+/*
+ * tpc_consumed_message_id: the id of a message with these properties (as they
+ * came), for tpc_consumed_note(); NULL if it has none.  One that the database
+ * has no characters for is shown by its bytes: two messages must not look the
+ * same.
+ */
+char *
+tpc_consumed_message_id(const char *properties, size_t len)
+{
+	const char *id;
+	size_t		id_len;
+	bool		plain = true;
+	char	   *result;
+
+	if (!tpc_properties_message_id(properties, len, &id, &id_len) ||
+		id_len == 0)
+		return NULL;
+	for (size_t i = 0; i < id_len; i++)
+		plain = plain && id[i] != '\0' && !IS_HIGHBIT_SET(id[i]);
+	if (plain || (GetDatabaseEncoding() == PG_UTF8 &&
+				  pg_encoding_verifymbstr(PG_UTF8, id, (int) id_len) ==
+				  (int) id_len))
+		return pnstrdup(id, id_len);
+	result = palloc(2 + 2 * id_len + 1);
+	strcpy(result, "\\x");
+	(void) hex_encode(id, id_len, result + 2);
+	result[2 + 2 * id_len] = '\0';
+	return result;
+}
 
 /*
  * tpc_consumed_note: in the current transaction, note that a message of this

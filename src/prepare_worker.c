@@ -750,6 +750,7 @@ tpc_prepare_worker_main(Datum arg)
 	/* before connecting, so that it runs after the transaction's end */
 	before_shmem_exit(vote_at_exit, (Datum) 0);
 	tpc_worker_connect(node, true);
+	tpc_txn_runs_branches();
 	prev_executor_start = ExecutorStart_hook;
 	ExecutorStart_hook = executor_start;
 	job_context = AllocSetContextCreate(TopMemoryContext,

@@ -420,9 +420,9 @@ await(TpcRequest *r, TpcAnswer *answer)
 		state = r->state;
 		if (state == TPC_REQUEST_ANSWERED)
 		{
+			/* the messenger does not touch these any more */
 			*answer = r->answer;
 			p = r->message;
-			r->message = InvalidDsaPointer;
 			r->state = TPC_REQUEST_IDLE;
 		}
 		LWLockRelease(&tpc_shared->requests);
@@ -446,6 +446,7 @@ await(TpcRequest *r, TpcAnswer *answer)
 		CHECK_FOR_INTERRUPTS();
 	}
 
+	TPC_FAILPOINT("R4.before");
 	if (DsaPointerIsValid(p))
 	{
 		Message    *message = dsa_get_address(tpc_area(), p);
@@ -472,6 +473,9 @@ await(TpcRequest *r, TpcAnswer *answer)
 			answer->body.ptr = bytes;
 			answer->body.len = message->body_len;
 		}
+		LWLockAcquire(&tpc_shared->requests, LW_EXCLUSIVE);
+		r->message = InvalidDsaPointer;
+		LWLockRelease(&tpc_shared->requests);
 		dsa_free(tpc_area(), p);
 		if (bytes == NULL)
 			ereport(ERROR,
@@ -479,6 +483,7 @@ await(TpcRequest *r, TpcAnswer *answer)
 					 errmsg("out of memory"),
 					 errdetail("Failed on a message of %zu bytes.", size)));
 	}
+	TPC_FAILPOINT("R4.after");
 }
 
 /*
@@ -912,7 +917,8 @@ take_message(Channel *ch, TpcBroker *broker, const TpcBrokerEvent *event)
 	strlcpy(error.phase, "get", sizeof(error.phase));
 	for (size_t i = 0; i < lengthof(slices); i++)
 		size += slices[i]->len;
-	if (event->body.ptr == NULL)
+	if (event->body.ptr == NULL ||
+		event->body.len > (size_t) tpc_max_payload * 1024)
 	{
 		error.sqlstate = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
 		strlcpy(error.text, "the message is larger than \"tpc_amqp.max_payload\"",
@@ -1116,6 +1122,7 @@ serve_one(TpcNode *node, TpcBroker *broker, bool blocked)
 									  ch->tags[ch->ntags - 1], true,
 									  TPC_SETTLE_ACK);
 			ch->ntags = 0;
+			TPC_FAILPOINT("G6.after");
 		}
 		if (finish)
 		{

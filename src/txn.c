@@ -47,6 +47,7 @@
 #include "compat.h"
 #include "decision.h"
 #include "failpoint.h"
+#include "get.h"
 #include "gid.h"
 #include "join.h"
 #include "message.h"
@@ -113,6 +114,8 @@ static bool gid_claimed = false;
 /* For a branch: when its coordinator gives up; 0 if this is none. */
 static TimestampTz branch_deadline = 0;
 
+static bool runs_branches = false;
+
 /* Names in the warning of C6, built without allocating. */
 static char missing_names[1024];
 
@@ -148,6 +151,23 @@ void
 tpc_txn_set_deadline(TimestampTz deadline)
 {
 	branch_deadline = deadline;
+}
+
+/*
+ * tpc_txn_is_branch: whether the current transaction is to be prepared as a
+ * branch of another node's: it runs handlers, or has joined.
+ */
+bool
+tpc_txn_is_branch(void)
+{
+	return runs_branches || tpc_join_pending();
+}
+
+/* tpc_txn_runs_branches: every transaction of this process is a branch. */
+void
+tpc_txn_runs_branches(void)
+{
+	runs_branches = true;
 }
 
 /*
@@ -1435,13 +1455,16 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+			tpc_get_check();
 			pre_commit();
+			tpc_get_at_pre_commit();
 			break;
 
 		case XACT_EVENT_COMMIT:
 			at_commit();
 			tpc_join_at_commit();
 			tpc_publish_at_commit();
+			tpc_get_at_commit();
 			tpc_operate_at_eoxact(true);
 			tpc_node_at_eoxact(true);
 			if (current.txn == NULL || !current.wait_applied)
@@ -1451,18 +1474,22 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 			at_abort();
 			tpc_publish_at_abort();
+			tpc_get_at_abort();
 			tpc_operate_at_eoxact(false);
 			tpc_node_at_eoxact(false);
 			current_reset();
 			break;
 
 		case XACT_EVENT_PRE_PREPARE:
+			tpc_get_at_pre_prepare();
 			pre_prepare();
 			break;
 
 		case XACT_EVENT_PREPARE:
 			at_prepare();
 			tpc_publish_at_prepare();
+			/* there is nothing but what savepoints have put back */
+			tpc_get_at_abort();
 			tpc_operate_at_eoxact(false);
 			/* workers that left for ALTER DATABASE come back */
 			tpc_node_at_eoxact(false);
@@ -1521,6 +1548,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 			if (current.own_queues_in == mySubid)
 				current.own_queues_in = parentSubid;
 			tpc_join_at_subxact(true, mySubid, parentSubid);
+			tpc_get_at_subxact(true, mySubid, parentSubid);
 			tpc_node_at_subxact(true, mySubid, parentSubid);
 			break;
 
@@ -1546,6 +1574,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				current.own_queues_in = InvalidSubTransactionId;
 			}
 			tpc_join_at_subxact(false, mySubid, parentSubid);
+			tpc_get_at_subxact(false, mySubid, parentSubid);
 			tpc_node_at_subxact(false, mySubid, parentSubid);
 			break;
 

@@ -14,6 +14,8 @@ extern void tpc_txn_install(void);
 extern bool tpc_txn_has_calls(void);
 extern void tpc_txn_set_gid(const char *gid);
 extern void tpc_txn_set_deadline(TimestampTz deadline);
+extern void tpc_txn_runs_branches(void);
+extern bool tpc_txn_is_branch(void);
 extern void tpc_txn_make_synchronous(void);
 extern bool tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id);
 extern void tpc_txn_wait_applied(TpcNode *node, TpcTxn *txn, int timeout_ms);

@@ -1,10 +1,11 @@
-# Errors and arguments between databases of different encodings.
+# Errors, arguments, names and messages in databases of different encodings.
 
 use strict;
 use warnings;
 
 use PostgreSQL::Test::Utils;
 use Test::More;
+use TpcAmqp;
 use TpcTest;
 
 my $cluster = TpcTest->new_cluster('main');
@@ -67,5 +68,34 @@ for my $i (1 .. 5)
 is(call('latin', 'keep', '{"body": "still here"}'),
 	'', 'the node works on');
 TpcTest->no_prepared($cluster);
+
+# ---------------------------------------------------------------------------
+# Names and messages of the broker: UTF-8, if anything.
+
+my $amqp = TpcAmqp->new(TpcTest::Broker->of_this_file);
+my $name = q{'caf' || chr(233)};
+
+is( $latin->sql("SELECT encode(convert_to(name, 'UTF8'), 'hex')
+		FROM tpc_amqp.declare_queue($name)"),
+	'636166c3a9', 'the name of a queue');
+$amqp->send('', "caf\xc3\xa9", TpcAmqp->user('x', message_id => $_))
+  for "\xc3\xa9", "\xe2\x82\xac", "\xe2\x82\xac", "\xff", "\xff";
+my $get = "SELECT encode(convert_to(concat_ws('|', convert_from(body, 'LATIN1'),
+	routing_key, properties->>'message_id'), 'UTF8'), 'escape')
+	FROM tpc_amqp.get($name)";
+is($latin->sql($get), 'x|caf\303\251|\303\251',
+	'a message with an id that the database has characters for');
+is($latin->sql($get), 'x|caf\303\251|?', '... with one that it has not');
+is($latin->sql($get), 'x|caf\303\251|?',
+	'... which comes once, before one that is no text');
+is($latin->sql($get), 'x|caf\303\251|?', '... which comes twice');
+is($latin->sql($get), '', '... and that was all');
+is( $latin->sql(q{SELECT string_agg(encode(convert_to(message_id, 'UTF8'), 'escape'), ' ' ORDER BY message_id)
+		FROM tpc_amqp.consumed}),
+	'\\\xc3a9 \\\xe282ac', 'the ids that are known');
+like($latin->fails('SELECT tpc_amqp.purge_queue(chr(233))'),
+	qr/ERROR:  42704: NOT_FOUND - no queue/, 'a refusal');
+like($bytes->fails("SELECT tpc_amqp.purge_queue(convert_from('\\xe9ff', 'SQL_ASCII'))"),
+	qr/ERROR:  22021: /, 'bytes that are no UTF-8');
 
 done_testing();

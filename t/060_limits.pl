@@ -381,15 +381,38 @@ for my $session (@sessions)
 		INSERT INTO public.blogs VALUES ($next_id)");
 	$next_id++;
 }
-$err = $blog->fails(TpcPair::transaction($next_id++));
+my $full_at = TpcTest->log_size($blog->cluster);
+$seconds = took(
+	sub {
+		$err = $blog->fails(
+			TpcPair::transaction(
+				$next_id++, set => { slot_timeout => '500ms' }));
+	});
 like($err, qr/ERROR:  53400: too many global transactions/,
 	'max_transactions is exhausted');
+like($err, qr/DETAIL:  All 10 places are taken, and none was free within 500 ms/,
+	'... for a time');
+cmp_ok($seconds, '>', 0.5, '... that has passed');
 like($err, qr/HINT:  Increase "tpc_amqp.max_transactions"/, '... with a hint');
+$seconds = took(
+	sub {
+		$err = $blog->fails(
+			TpcPair::transaction($next_id++, set => { slot_timeout => 0 }));
+	});
+like($err, qr/ERROR:  53400: .*within 0 ms/s, '... or not at all');
+cmp_ok($seconds, '<', 0.5, '... which it does not wait for');
+my @said = substr(slurp_file($blog->cluster->logfile), $full_at) =~
+  /LOG:  all 10 places for global transactions are taken/g;
+is(scalar @said, 1, '... and the log says so once');
 $blog->sql('BEGIN; INSERT INTO public.blogs VALUES (-1); ROLLBACK');
 pass('... local transactions work');
+my $patient = $blog->start(
+	TpcPair::transaction($next_id++, set => { slot_timeout => '60s' }));
+TpcPair::backend($blog, "wait_event_type = 'Extension' AND query ~ 'call'");
 my $first = shift @sessions;
 $first->query_safe('ROLLBACK');
 $first->quit;
+is(($patient->finish)[1], '', 'who waits for a place has the next one');
 works_on('a place is free');
 $_->query_safe('COMMIT') for @sessions;
 $_->quit for @sessions;

@@ -174,11 +174,20 @@ sub try_get
 	return { header => $header, body => $body };
 }
 
-# publish KEY, MESSAGE…: and wait until the broker has them.
+# publish KEY, MESSAGE…: to the nodes' exchange, and wait until the broker has
+# them.
 sub publish
 {
 	my ($self, $key, @messages) = @_;
-	my $method = pack('n n', 60, 40) . "\0\0" . _short($EXCHANGE)
+	return $self->send($EXCHANGE, $key, @messages);
+}
+
+# send EXCHANGE, KEY, MESSAGE…: the same to any exchange; '' takes them to the
+# queue of that name.
+sub send
+{
+	my ($self, $exchange, $key, @messages) = @_;
+	my $method = pack('n n', 60, 40) . "\0\0" . _short($exchange)
 	  . _short($key) . "\0";
 	my %waiting;
 
@@ -217,6 +226,30 @@ sub plain
 {
 	my ($class, $body) = @_;
 	return { header => pack('n n Q> n', 60, 0, 0, 0), body => $body };
+}
+
+# user BODY, PROPERTIES: a user's message: message_id, content_type, user_id and
+# headers (the bytes of the table).
+sub user
+{
+	my ($class, $body, %p) = @_;
+	my ($flags, $properties) = (0, '');
+
+	for my $property (
+		[ 0x8000, $p{content_type}, \&_short ],
+		[ 0x2000, $p{headers}, \&_long ],
+		[ 0x0080, $p{message_id}, \&_short ],
+		[ 0x0010, $p{user_id}, \&_short ])
+	{
+		my ($flag, $value, $code) = @$property;
+		next unless defined $value;
+		$flags |= $flag;
+		$properties .= $code->($value);
+	}
+	return {
+		header => pack('n n Q> n', 60, 0, 0, $flags) . $properties,
+		body => $body
+	};
 }
 
 # message FIELDS: as a node would make it, from type, gtid, from, floor,
