@@ -605,6 +605,137 @@ GRANT EXECUTE ON FUNCTION tpc_amqp.live_publications() TO pg_monitor;
 GRANT SELECT ON tpc_amqp.publications TO pg_monitor;
 
 --
+-- Subscriptions: which queues are consumed, and what became of messages whose
+-- handler failed.  The first is configuration, dumped as handlers are.
+--
+
+-- Times in milliseconds.
+CREATE TABLE tpc_amqp.subscription (
+	queue text COLLATE "C" NOT NULL,
+	handler text COLLATE "C" NOT NULL,
+	auto_ack boolean NOT NULL,
+	exclusive boolean NOT NULL,
+	consumer_tag text COLLATE "C" NOT NULL,
+	arguments jsonb NOT NULL,
+	prefetch integer NOT NULL,
+	retries integer NOT NULL,
+	backoff bigint NOT NULL,
+	backoff_max bigint NOT NULL,
+	after_retries text COLLATE "C" NOT NULL,
+	dead_letter_exchange text COLLATE "C",
+	dead_letter_routing_key text COLLATE "C",
+	generation uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+	CONSTRAINT subscription_pkey PRIMARY KEY (queue)
+);
+SELECT pg_catalog.pg_extension_config_dump('tpc_amqp.subscription', '');
+
+-- Messages that have left the broker without having taken effect.  state is
+-- retry (it is run again), kept (it waits for a person) or dropped (it is
+-- gone, its body too).
+CREATE TABLE tpc_amqp.failed_message (
+	id bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+	queue text COLLATE "C" NOT NULL,
+	message_id text COLLATE "C",
+	exchange text COLLATE "C" NOT NULL,
+	routing_key text COLLATE "C" NOT NULL,
+	redelivered boolean NOT NULL,
+	properties bytea,
+	body bytea,
+	state text COLLATE "C" NOT NULL,
+	attempts integer NOT NULL,
+	received_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	next_attempt_at timestamptz,
+	sqlstate text COLLATE "C",
+	error text,
+	detail text,
+	failed_at timestamptz,
+	CONSTRAINT failed_message_pkey PRIMARY KEY (id)
+);
+CREATE UNIQUE INDEX failed_message_once
+	ON tpc_amqp.failed_message (queue, message_id)
+	WHERE message_id IS NOT NULL AND state OPERATOR(pg_catalog.<>) 'dropped';
+CREATE INDEX failed_message_due ON tpc_amqp.failed_message (next_attempt_at)
+	WHERE state OPERATOR(pg_catalog.=) 'retry';
+
+-- For the relay, which removes the oldest rows: small, and hardly a cost.
+CREATE INDEX consumed_at ON tpc_amqp.consumed USING brin (consumed_at);
+
+CREATE FUNCTION tpc_amqp.subscribe(queue text, handler text,
+	auto_ack boolean DEFAULT false, exclusive boolean DEFAULT false,
+	consumer_tag text DEFAULT '', arguments jsonb DEFAULT '{}',
+	prefetch integer DEFAULT 10, on_error jsonb DEFAULT '{}')
+RETURNS void
+AS 'MODULE_PATHNAME', 'tpc_subscribe'
+LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb) IS
+'run a handler for each message of a queue';
+
+CREATE FUNCTION tpc_amqp.unsubscribe(queue text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'tpc_unsubscribe'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.unsubscribe(text) IS
+'end the subscription of a queue; false if it has none';
+
+CREATE FUNCTION tpc_amqp.retry_message(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'tpc_retry_message'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.retry_message(bigint) IS
+'run a message of view failed_messages again';
+
+CREATE FUNCTION tpc_amqp.drop_message(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'tpc_drop_message'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION tpc_amqp.drop_message(bigint) IS
+'forget a message of view failed_messages';
+
+CREATE FUNCTION tpc_amqp.live_subscriptions(
+	OUT generation uuid, OUT state text, OUT consumer_tag text,
+	OUT waiting integer, OUT running integer,
+	OUT processed bigint, OUT duplicates bigint, OUT failed bigint,
+	OUT retried bigint, OUT dead_lettered bigint, OUT kept bigint,
+	OUT dropped bigint, OUT rejected bigint,
+	OUT lag bigint, OUT lag_at timestamptz,
+	OUT last_sqlstate text, OUT last_error text,
+	OUT last_error_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'tpc_live_subscriptions'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION tpc_amqp.live_subscriptions() IS
+'the subscriptions this node has in memory';
+
+CREATE VIEW tpc_amqp.subscriptions AS
+	SELECT s.queue, s.handler, COALESCE(l.state, 'inactive') AS state,
+		   COALESCE(l.consumer_tag, s.consumer_tag) AS consumer_tag,
+		   s.auto_ack, s.exclusive, s.prefetch,
+		   l.waiting, l.running, l.processed, l.duplicates, l.failed,
+		   l.retried, l.dead_lettered, l.kept, l.dropped, l.rejected,
+		   l.lag, l.lag_at, l.last_sqlstate, l.last_error, l.last_error_at
+	FROM tpc_amqp.subscription s
+	LEFT JOIN tpc_amqp.live_subscriptions() l
+		ON l.generation OPERATOR(pg_catalog.=) s.generation;
+COMMENT ON VIEW tpc_amqp.subscriptions IS
+'the queues that are consumed; counts since the server, or the subscription, has begun';
+
+CREATE VIEW tpc_amqp.failed_messages AS
+	SELECT f.id, f.queue, f.message_id, f.exchange, f.routing_key, f.state,
+		   f.attempts, f.received_at, f.next_attempt_at, f.sqlstate, f.error,
+		   f.detail, f.failed_at, pg_catalog.octet_length(f.body) AS size
+	FROM tpc_amqp.failed_message f;
+COMMENT ON VIEW tpc_amqp.failed_messages IS
+'messages whose handler failed: to be run again, kept, or dropped';
+
+REVOKE ALL ON FUNCTION tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.unsubscribe(text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.retry_message(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.drop_message(bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.live_subscriptions() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION tpc_amqp.live_subscriptions() TO pg_monitor;
+GRANT SELECT ON tpc_amqp.subscriptions, tpc_amqp.failed_messages TO pg_monitor;
+
+--
 -- Who may do what.  A role that is to call other nodes gets USAGE on the
 -- schema and EXECUTE on call.
 --

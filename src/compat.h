@@ -175,6 +175,21 @@ tpc_can_become(Oid member, Oid role)
 #endif
 }
 
+/*
+ * Base64 (common/base64.h): from 18 on bytes are unsigned.  As pg_b64_encode.
+ */
+#include "common/base64.h"
+
+static inline int
+tpc_b64_encode(const char *src, int len, char *dst, int dstlen)
+{
+#if PG_VERSION_NUM >= 180000
+	return pg_b64_encode((const uint8 *) src, len, dst, dstlen);
+#else
+	return pg_b64_encode(src, len, dst, dstlen);
+#endif
+}
+
 #endif							/* FRONTEND */
 
 #endif							/* TPC_COMPAT_H */

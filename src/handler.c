@@ -507,6 +507,24 @@ tpc_unregister_handler(PG_FUNCTION_ARGS)
 }
 
 /*
+ * tpc_handler_check_owner: raises 42501 unless the current role could become
+ * the one the handler runs as: a subscription lets whoever may publish to a
+ * queue run it.  False if there is no such handler.
+ */
+bool
+tpc_handler_check_owner(const char *name, const char *action)
+{
+	Relation	rel = tpc_relation_open("handler", AccessShareLock);
+	HandlerRow	row;
+	bool		found = find_handler(rel, name, &row);
+
+	table_close(rel, AccessShareLock);
+	if (found)
+		check_role(row.run_as, action);
+	return found;
+}
+
+/*
  * Nest level of what handlers of the current role have set; of this
  * transaction, valid once a handler has been run in it.
  */
@@ -544,7 +562,8 @@ find_callable(const char *name, const char *caller, const char *kind,
 	if (!found)
 		raise_unknown_handler(name);
 
-	if (row.callers != NULL && !callers_include(row.callers, caller))
+	if (caller != NULL && row.callers != NULL &&
+		!callers_include(row.callers, caller))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("node \"%s\" may not call handler \"%s\"",
@@ -619,7 +638,8 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
 /*
  * tpc_handler_run: step P2.  Run a handler on an argument, JSON text in the
  * server's encoding, for a node, as one of this kind ("": none; NULL: whatever
- * it is).  *result is the text of what it returns,
+ * it is), or (caller is NULL) for a subscription, which the handler's callers
+ * do not concern.  *result is the text of what it returns,
  * palloc'd in the caller's context, or NULL.
  *
  * The caller has begun a transaction (no subtransaction) as a superuser, with

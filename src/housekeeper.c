@@ -387,6 +387,8 @@ serve_chores(void)
 				case TPC_ITEM_MESSAGE:
 					take_ack(item);
 					break;
+				case TPC_ITEM_CONSUMED:
+					break;
 			}
 		}
 		PG_CATCH();

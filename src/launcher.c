@@ -37,6 +37,7 @@
 #include "option.h"
 #include "publish.h"
 #include "settings.h"
+#include "subscription.h"
 #include "worker.h"
 
 /* How often to look at the labels without being asked. */
@@ -283,14 +284,10 @@ keep_running(TpcNode *node, TimestampTz now)
 		ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
 	if (pg_atomic_read_u32(&node->wants_relay) != 0)
 		ok = ok && want_worker(node, TPC_ROLE_RELAY, 0, now);
-	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
-	{
-		if (i < tpc_consume_workers &&
-			pg_atomic_read_u32(&node->wants_consumers) != 0)
-			ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
-		else if (node->consume[i].pid != 0)
-			kill(node->consume[i].pid, SIGTERM);
-	}
+	/* those that are too many leave by themselves, between two messages */
+	for (int i = 0; i < tpc_consume_workers &&
+		 pg_atomic_read_u32(&node->wants_consumers) != 0; i++)
+		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
 
 	node->no_slots = !ok;
 }
@@ -397,6 +394,7 @@ clear_node(TpcNode *node)
 	while (DsaPointerIsValid(item = tpc_queue_pop(node, &node->chores)))
 		dsa_free(tpc_area(), item);
 	tpc_publications_free(node);
+	tpc_subscription_clear(node);
 	return !busy;
 }
 

@@ -37,6 +37,7 @@
 
 #include "broker.h"
 #include "compat.h"
+#include "consumer.h"
 #include "decision.h"
 #include "failpoint.h"
 #include "messenger.h"
@@ -47,6 +48,7 @@
 #include "request.h"
 #include "settings.h"
 #include "shmem.h"
+#include "subscribe.h"
 #include "txn.h"
 #include "worker.h"
 
@@ -173,6 +175,7 @@ static const TpcMessengerPart *const parts[] = {
 	&tpc_request_part,
 	&tpc_own_queues_part,
 	&tpc_publication_part,
+	&tpc_consumer_part,
 	NULL
 };
 
@@ -2032,7 +2035,7 @@ wake_relay(void)
 	bool		waiting;
 
 	tpc_worker_begin();
-	waiting = tpc_publication_exists();
+	waiting = tpc_publication_exists() || tpc_subscriptions_exist();
 	tpc_worker_end();
 	if (waiting)
 		tpc_wake_relay(node);

@@ -46,6 +46,7 @@
 #include "relation.h"
 #include "settings.h"
 #include "shmem.h"
+#include "subscribe.h"
 #include "worker.h"
 
 /* How often to look at the tables without being asked. */
@@ -765,7 +766,10 @@ take_safe_turn(void)
 													  pause_until));
 	PG_TRY();
 	{
-		timeout = take_turn();
+		long		follow_ms = tpc_subscription_follow(node);
+
+		MemoryContextSwitchTo(turn_context);
+		timeout = Min(take_turn(), follow_ms);
 	}
 	PG_CATCH();
 	{

@@ -36,6 +36,8 @@ int			tpc_max_nodes = 8;
 int			tpc_max_payload = 1024;
 int			tpc_max_memory = 256;
 bool		tpc_failover_presumes_abort = false;
+int			tpc_consume_timeout = 300000;
+int			tpc_consumed_retention = 30 * 24 * 60;
 
 static const struct config_enum_entry commit_wait_options[] = {
 	{"applied", TPC_COMMIT_WAIT_APPLIED, false},
@@ -97,6 +99,17 @@ tpc_settings_define(void)
 							"They are started once there is a subscription.",
 							&tpc_consume_workers, 2, 1, TPC_MAX_CONSUME_WORKERS,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.consume_timeout",
+							"Time the handler of a subscription may take for a message.",
+							"Zero disables it.",
+							&tpc_consume_timeout, 300000, 0, INT_MAX / 2,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.consumed_retention",
+							"Time for which it is known that a message has taken effect.",
+							"One that comes again later takes effect again.  Zero is for ever.",
+							&tpc_consumed_retention, 30 * 24 * 60, 0,
+							INT_MAX / 2,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.broker_timeout",
 							"Time a session waits for the broker's answer.",
 							"Of functions that act on the broker at once, such as declare_queue().",

@@ -34,6 +34,9 @@ extern int	tpc_max_payload;	/* kB */
 extern int	tpc_max_memory;		/* MB */
 extern bool tpc_failover_presumes_abort;
 
+extern int	tpc_consume_timeout;	/* ms; 0: none */
+extern int	tpc_consumed_retention; /* min; 0: for ever */
+
 extern void tpc_settings_define(void);
 
 #endif							/* TPC_SETTINGS_H */

@@ -108,6 +108,11 @@ static void
 node_init(TpcNode *node, int tranche)
 {
 	LWLockInitialize(&node->queue_lock, tranche);
+	LWLockInitialize(&node->subscriptions_lock, tranche);
+	pg_atomic_init_u32(&node->subscriptions_changed, 0);
+	pg_atomic_init_u32(&node->subscriptions_listed, 0);
+	pg_atomic_init_u64(&node->consumed_bytes, 0);
+	pg_atomic_init_u64(&node->retry_at, 0);
 	pg_atomic_init_u64(&node->incarnation, 0);
 	pg_atomic_init_u64(&node->sequence, 0);
 	pg_atomic_init_u32(&node->epoch, 0);

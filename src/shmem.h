@@ -4,8 +4,9 @@
  *	  What the processes of a node share.
  *
  * Per field: who writes it, under which lock.  Lock order (take left before
- * right, release any time): control -> txns -> jobs -> gids -> requests -> node
- * queue.  None is held across I/O, and nothing allocates while holding more than one.
+ * right, release any time): control -> txns -> jobs -> gids -> requests ->
+ * subscriptions -> node queue.  None is held across I/O, and nothing allocates
+ * while holding more than one.
  *
  *-------------------------------------------------------------------------
  */
@@ -139,8 +140,9 @@ typedef enum TpcItemKind
 {
 	TPC_ITEM_MESSAGE,			/* a message of the protocol */
 	TPC_ITEM_FLOOR,				/* chore: peer's floor may have moved */
-	TPC_ITEM_FORGET				/* chore: body is an array of TpcGtid, all
+	TPC_ITEM_FORGET,			/* chore: body is an array of TpcGtid, all
 								 * acknowledged */
+	TPC_ITEM_CONSUMED			/* a user's message: TpcConsumedHead */
 } TpcItemKind;
 
 /*
@@ -283,6 +285,23 @@ typedef struct TpcNode
 	int			outbox_count;
 	TpcItemQueue decisions;		/* for any resolve worker */
 	TpcItemQueue chores;		/* for the lead resolver */
+
+	/*
+	 * Subscriptions (subscription.h).  A list, under subscriptions_lock.
+	 */
+	LWLock		subscriptions_lock;
+	dsa_pointer subscriptions;
+	uint64		subscription_serial;
+	/* Raised when the table may have changed; the relay reads it then. */
+	pg_atomic_uint32 subscriptions_changed;
+	/* Raised by the relay when the list has; the messenger follows. */
+	pg_atomic_uint32 subscriptions_listed;
+	/* Messages taken from the broker and in memory; bytes. */
+	pg_atomic_uint64 consumed_bytes;
+	/* When the first failed message is due for another run, at the latest. */
+	pg_atomic_uint64 retry_at;
+	TpcItemQueue consumed;		/* messages for any consume worker */
+	TpcItemQueue settled;		/* … on their way back to the messenger */
 
 	pg_atomic_uint64 stat[TPC_STAT_NCOUNTERS];
 	TimestampTz stat_reset;

@@ -58,6 +58,7 @@
 #include "settings.h"
 #include "shmem.h"
 #include "own_queues.h"
+#include "subscribe.h"
 #include "txn.h"
 
 typedef struct PendingCall
@@ -1466,6 +1467,7 @@ xact_callback(XactEvent event, void *arg)
 			tpc_publish_at_commit();
 			tpc_get_at_commit();
 			tpc_operate_at_eoxact(true);
+			tpc_subscription_at_eoxact(true);
 			tpc_node_at_eoxact(true);
 			if (current.txn == NULL || !current.wait_applied)
 				current_reset();
@@ -1476,6 +1478,7 @@ xact_callback(XactEvent event, void *arg)
 			tpc_publish_at_abort();
 			tpc_get_at_abort();
 			tpc_operate_at_eoxact(false);
+			tpc_subscription_at_eoxact(false);
 			tpc_node_at_eoxact(false);
 			current_reset();
 			break;
@@ -1491,6 +1494,7 @@ xact_callback(XactEvent event, void *arg)
 			/* there is nothing but what savepoints have put back */
 			tpc_get_at_abort();
 			tpc_operate_at_eoxact(false);
+			tpc_subscription_at_eoxact(false);
 			/* workers that left for ALTER DATABASE come back */
 			tpc_node_at_eoxact(false);
 			current_reset();

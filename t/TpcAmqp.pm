@@ -125,6 +125,21 @@ sub purge
 	return;
 }
 
+# consume QUEUE, EXCLUSIVE: and leave what comes unacknowledged.
+sub consume
+{
+	my ($self, $queue, $exclusive) = @_;
+	$self->_call(
+		60, 20,
+		"\0\0"
+		  . _short($queue)
+		  . _short('')
+		  . ($exclusive ? "\4" : "\0")
+		  . _long(''),
+		21);
+	return;
+}
+
 sub delete_queue
 {
 	my ($self, $queue) = @_;

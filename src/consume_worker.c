@@ -1,0 +1,831 @@
+/*-------------------------------------------------------------------------
+ *
+ * consume_worker.c
+ *	  Runs the handlers of subscriptions, one message at a time.
+ *
+ * A message is one transaction: that it takes effect is noted, its handler
+ * runs, and the commit is flushed; then it is acknowledged.  If that is lost,
+ * it comes again and is found to have taken effect.  A commit with calls to
+ * other nodes is one on all of them, as in a session.
+ *
+ * If the handler fails, that is written down instead (failed.c), and the
+ * message acknowledged.  Those that are due for another run are taken from
+ * there, by turns with what arrives, so that neither waits for the other.
+ *
+ * One that the broker has delivered before may have ended the server: it goes
+ * by that table in any case, where its runs are counted before they begin.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "compat.h"
+#include "consumed.h"
+#include "failed.h"
+#include "failpoint.h"
+#include "handler.h"
+#include "properties.h"
+#include "relation.h"
+#include "settings.h"
+#include "shmem.h"
+#include "subscription.h"
+#include "txn.h"
+#include "worker.h"
+
+/* How often to look for failed messages that are due, without being told. */
+#define LOOK_MS		2000
+/* … and where those that are due are being run by others. */
+#define BUSY_MS		500
+/* How long not to take another one if a failure could not be written down. */
+#define PAUSE_MS	1000
+
+typedef enum RunResult
+{
+	RUN_DONE,
+	RUN_DUPLICATE,				/* it had taken effect before */
+	RUN_UNSUBSCRIBED,			/* there is no subscription any more */
+	RUN_SKIPPED,				/* its row is somebody else's, or gone */
+	RUN_FAILED
+} RunResult;
+
+static TpcNode *node;
+static dsa_pointer current_item = InvalidDsaPointer;	/* to be handed back */
+static TpcSettlement current_how;	/* … if this process ends now */
+static uint64 running_id = 0;	/* subscription we count as running for */
+static MemoryContext job_context = NULL;	/* reset per message */
+static uint32 wait_event_main = 0;
+
+/*-------------------------------------------------------------------------
+ * Items
+ *-------------------------------------------------------------------------
+ */
+
+/* Hand the current item back to the messenger: step S4. */
+static void
+settle(TpcSettlement how)
+{
+	TpcItem    *item;
+	TpcConsumedHead head;
+	dsa_pointer p = current_item;
+
+	if (!DsaPointerIsValid(p))
+		return;
+	item = dsa_get_address(tpc_area(), p);
+	memcpy(&head, item->body, sizeof(head));
+	head.how = how;
+	memcpy(item->body, &head, sizeof(head));
+	current_item = InvalidDsaPointer;
+	tpc_queue_push(node, &node->settled, p);
+	tpc_wake_messenger(node);
+}
+
+/*
+ * text_of: bytes from the wire as text of this database, in the current
+ * context.  What is no text here is shown in hexadecimal.
+ */
+static char *
+text_of(const char *bytes, size_t len)
+{
+	StringInfoData hex;
+	bool		ascii = true;
+
+	for (size_t i = 0; i < len; i++)
+		ascii = ascii && !IS_HIGHBIT_SET(bytes[i]) && bytes[i] != '\0';
+	if (ascii || (GetDatabaseEncoding() == PG_UTF8 &&
+				  pg_verify_mbstr(PG_UTF8, bytes, len, true)))
+		return pnstrdup(bytes, len);
+	initStringInfo(&hex);
+	appendStringInfoString(&hex, "\\x");
+	for (size_t i = 0; i < len; i++)
+		appendStringInfo(&hex, "%02x", (unsigned char) bytes[i]);
+	return hex.data;
+}
+
+static char *
+copy_of(const char *bytes, size_t len)
+{
+	char	   *copy = palloc(len + 1);
+
+	memcpy(copy, bytes, len);
+	copy[len] = '\0';
+	return copy;
+}
+
+/* A copy of the current item: none of shared memory while user code runs. */
+static TpcMessageIn *
+read_item(const TpcConsumedHead *head, const char *queue)
+{
+	TpcItem    *item = dsa_get_address(tpc_area(), current_item);
+	const char *p = item->body + sizeof(TpcConsumedHead);
+	TpcMessageIn *m = palloc0(sizeof(TpcMessageIn));
+	const char *id;
+	size_t		id_len;
+
+	m->queue = pstrdup(queue);
+	m->exchange = text_of(p, head->exchange_len);
+	p += head->exchange_len;
+	m->routing_key = text_of(p, head->routing_key_len);
+	p += head->routing_key_len;
+	m->properties = copy_of(p, head->properties_len);
+	m->properties_len = head->properties_len;
+	p += head->properties_len;
+	m->body = copy_of(p, head->body_len);
+	m->body_len = head->body_len;
+	m->redelivered = head->redelivered;
+	m->attempt = 1;
+	if (tpc_properties_message_id(m->properties, m->properties_len, &id,
+								  &id_len) && id_len > 0)
+		m->message_id = text_of(id, id_len);
+	return m;
+}
+
+/*
+ * Take the next item.  NULL if there is none, or only one that is not to be
+ * run, which *other says.
+ */
+static TpcMessageIn *
+take_item(bool *auto_ack, bool *other)
+{
+	dsa_pointer p = tpc_queue_pop(node, &node->consumed);
+	TpcItem    *item;
+	TpcConsumedHead head;
+	TpcSubscription *sub;
+	bool		wanted = false;
+	bool		stale;
+	char		queue[TPC_NAME_SIZE] = "";
+
+	*other = DsaPointerIsValid(p);
+	if (!DsaPointerIsValid(p))
+		return NULL;
+	current_item = p;
+	current_how = TPC_SETTLE_REQUEUE;
+	item = dsa_get_address(tpc_area(), p);
+	memcpy(&head, item->body, sizeof(head));
+
+	/* of a connection that is gone: the broker delivers it again */
+	stale = node->link != TPC_LINK_UP ||
+		item->epoch != pg_atomic_read_u32(&node->epoch);
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	sub = tpc_subscription_find(node, head.subscription);
+	if (sub != NULL)
+	{
+		sub->waiting--;
+		wanted = sub->wanted && !stale;
+		*auto_ack = sub->auto_ack;
+		strlcpy(queue, sub->name, sizeof(queue));
+		if (wanted)
+		{
+			sub->running++;
+			running_id = sub->id;
+		}
+	}
+	LWLockRelease(&node->subscriptions_lock);
+	if (!wanted)
+	{
+		settle(TPC_SETTLE_REQUEUE);
+		return NULL;
+	}
+	return read_item(&head, queue);
+}
+
+/* The message is dealt with. */
+static void
+stop_running(void)
+{
+	TpcSubscription *sub;
+
+	if (running_id == 0)
+		return;
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	sub = tpc_subscription_find(node, running_id);
+	if (sub != NULL)
+		sub->running--;
+	LWLockRelease(&node->subscriptions_lock);
+	running_id = 0;
+}
+
+/*
+ * At exit, after the end of the transaction: the delivery of what was not
+ * finished goes back to its queue.
+ */
+static void
+settle_at_exit(int code, Datum arg)
+{
+	LWLockReleaseAll();
+	stop_running();
+	settle(current_how);
+}
+
+/*-------------------------------------------------------------------------
+ * A handler's argument
+ *-------------------------------------------------------------------------
+ */
+
+/*
+ * to_text: bytes in UTF-8 as text of this database, which (if json) is a
+ * value that jsonb can take; NULL if that is not so.
+ */
+static char *
+to_text(const char *bytes, int len, bool json)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char	   *volatile text = NULL;
+
+	if (!pg_verify_mbstr(PG_UTF8, bytes, len, true))
+		return NULL;
+	if (!json && GetDatabaseEncoding() == PG_UTF8)
+		return pnstrdup(bytes, len);
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		char	   *converted = pg_any_to_server(bytes, len, PG_UTF8);
+
+		if (converted == bytes)
+			converted = pnstrdup(bytes, len);
+		if (json)
+			pfree(DatumGetPointer(DirectFunctionCall1(jsonb_in,
+													  CStringGetDatum(converted))));
+		text = converted;
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		int			code = geterrcode();
+
+		if (code == ERRCODE_QUERY_CANCELED || code == ERRCODE_ADMIN_SHUTDOWN)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(old);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		text = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	return text;
+}
+
+static bool
+says_json(Jsonb *properties)
+{
+	JsonbValue	buf;
+	JsonbValue *v = getKeyJsonValueFromContainer(&properties->root,
+												 "content_type",
+												 strlen("content_type"),
+												 &buf);
+	static const char type[] = "application/json";
+	int			len = strlen(type);
+
+	return v != NULL && v->type == jbvString && v->val.string.len >= len &&
+		pg_strncasecmp(v->val.string.val, type, len) == 0 &&
+		(v->val.string.len == len || v->val.string.val[len] == ';' ||
+		 v->val.string.val[len] == ' ');
+}
+
+static void
+append_base64(StringInfo out, const char *bytes, int len)
+{
+	int			size = pg_b64_enc_len(len);
+
+	enlargeStringInfo(out, size + 1);
+	size = tpc_b64_encode(bytes, len, out->data + out->len, size);
+	if (size < 0)
+		elog(ERROR, "could not encode the body");
+	out->len += size;
+	out->data[out->len] = '\0';
+}
+
+/* make_argument: JSON text in the server's encoding.  Raises 08P01. */
+static char *
+make_argument(const TpcMessageIn *m, const char *consumer_tag)
+{
+	StringInfoData out;
+	Jsonb	   *properties;
+	char	   *text = NULL;
+
+	properties = (Jsonb *) tpc_properties_decode(m->properties,
+												 m->properties_len);
+	if (properties == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the properties of the message cannot be decoded")));
+	initStringInfo(&out);
+	appendStringInfoString(&out, "{\"queue\":");
+	escape_json(&out, m->queue);
+	appendStringInfoString(&out, ",\"exchange\":");
+	escape_json(&out, m->exchange);
+	appendStringInfoString(&out, ",\"routing_key\":");
+	escape_json(&out, m->routing_key);
+	appendStringInfo(&out, ",\"redelivered\":%s,\"consumer_tag\":",
+					 m->redelivered ? "true" : "false");
+	escape_json(&out, consumer_tag);
+	appendStringInfo(&out, ",\"delivery_count\":%d,\"properties\":",
+					 m->attempt);
+	(void) JsonbToCString(&out, &properties->root, VARSIZE(properties));
+	if (says_json(properties))
+		text = to_text(m->body, m->body_len, true);
+	if (text != NULL)
+		appendStringInfo(&out, ",\"body\":%s", text);
+	else if ((text = to_text(m->body, m->body_len, false)) != NULL)
+	{
+		appendStringInfoString(&out, ",\"body\":");
+		escape_json(&out, text);
+	}
+	else
+	{
+		appendStringInfoString(&out, ",\"body_base64\":\"");
+		append_base64(&out, m->body, m->body_len);
+		appendStringInfoChar(&out, '"');
+	}
+	appendStringInfoChar(&out, '}');
+	return out.data;
+}
+
+/*-------------------------------------------------------------------------
+ * Running
+ *-------------------------------------------------------------------------
+ */
+
+/* The lock_timeout that handlers find; outside of a transaction. */
+static void
+set_lock_timeout(void)
+{
+	char		value[32];
+
+	if (LockTimeout == tpc_lock_timeout)
+		return;
+	snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
+	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * The handler and consumer tag of a queue's subscription, in the caller's
+ * context; false if there is none.
+ */
+static bool
+read_subscription(const char *queue, char **handler, char **consumer_tag)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(queue)};
+	bool		found;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT handler, consumer_tag FROM tpc_amqp.subscription"
+					" WHERE queue OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, true, SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	if (found)
+	{
+		HeapTuple	row = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		*handler = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 1));
+		*consumer_tag = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 2));
+	}
+	SPI_finish();
+	return found;
+}
+
+/*
+ * run: steps S2 and S3, one transaction.  Raises what the handler raises, and
+ * whatever else makes it fail, before the commit.
+ */
+static RunResult
+run(const TpcMessageIn *m)
+{
+	Oid			save_userid;
+	int			save_sec_context;
+	Oid			running_as = InvalidOid;
+	char	   *handler;
+	char	   *consumer_tag;
+	char	   *arg;
+	char	   *result;
+	char		activity[200];
+
+	GetUserIdAndSecContext(&save_userid, &save_sec_context);
+	set_lock_timeout();
+	tpc_worker_begin();
+	MemoryContextSwitchTo(job_context);
+	/* what an earlier handler has left would be found before anything else */
+	ResetTempTableNamespace();
+
+	if (!read_subscription(m->queue, &handler, &consumer_tag))
+	{
+		tpc_worker_end();
+		return RUN_UNSUBSCRIBED;
+	}
+	if (m->failed_id != 0 && !tpc_failed_lock(m))
+	{
+		tpc_worker_end();
+		return RUN_SKIPPED;
+	}
+	if (m->message_id != NULL && !tpc_consumed_note(m->queue, m->message_id))
+	{
+		if (m->failed_id != 0)
+			tpc_failed_remove(m->failed_id);
+		tpc_txn_make_synchronous();
+		tpc_worker_end();
+		return RUN_DUPLICATE;
+	}
+
+	if (tpc_consume_timeout > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, tpc_consume_timeout);
+	snprintf(activity, sizeof(activity), "handler %s for queue %s",
+			 handler, m->queue);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	TPC_FAILPOINT("S2.before");
+	arg = make_argument(m, consumer_tag);
+	tpc_handler_run(handler, NULL, NULL, arg, strlen(arg), &running_as,
+					&result);
+	TPC_FAILPOINT("S2.after");
+
+	/* as in a prepare worker: what the handler has deferred is its own work */
+	AfterTriggerFireDeferred();
+	CommandCounterIncrement();
+	tpc_handler_end(running_as);
+	SetUserIdAndSecContext(save_userid, save_sec_context);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	CHECK_FOR_INTERRUPTS();
+
+	if (m->failed_id != 0)
+		tpc_failed_remove(m->failed_id);
+	tpc_txn_make_synchronous();
+	TPC_FAILPOINT("S3.before");
+	tpc_worker_end();
+	TPC_FAILPOINT("S3.after");
+	return RUN_DONE;
+}
+
+/* What PG_CATCH does with an error that ends a transaction of ours. */
+static ErrorData *
+end_failed(Oid userid, int sec_context)
+{
+	ErrorData  *edata;
+
+	HOLD_INTERRUPTS();
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+	MemoryContextSwitchTo(job_context);
+	edata = CopyErrorData();
+	EmitErrorReport();
+	FlushErrorState();
+	AbortOutOfAnyTransaction();
+	LWLockReleaseAll();
+	SetUserIdAndSecContext(userid, sec_context);
+	MemoryContextSwitchTo(job_context);
+	RESUME_INTERRUPTS();
+	return edata;
+}
+
+static TpcSubscriptionCounter
+counter_of(TpcFailedState state)
+{
+	switch (state)
+	{
+		case TPC_FAILED_DROPPED:
+			return TPC_SUB_DROPPED;
+		case TPC_FAILED_DEAD_LETTERED:
+			return TPC_SUB_DEAD_LETTERED;
+		default:
+			return TPC_SUB_KEPT;
+	}
+}
+
+/* Steps S5, S7: write down that it failed; false if that fails, too. */
+static bool
+note_failure(const TpcMessageIn *m, const ErrorData *edata)
+{
+	Oid			userid;
+	int			sec_context;
+	volatile bool ok = false;
+	volatile TpcFailedState state = TPC_FAILED_KNOWN;
+	bool		final;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	tpc_subscription_count(node, m->queue, TPC_SUB_FAILED);
+	tpc_subscription_error(node, m->queue,
+						   unpack_sql_state(edata->sqlerrcode),
+						   edata->message != NULL ? edata->message : "");
+	PG_TRY();
+	{
+		tpc_worker_begin();
+		MemoryContextSwitchTo(job_context);
+		TPC_FAILPOINT("S5.before");
+		state = tpc_failed_note(m, edata);
+		tpc_txn_make_synchronous();
+		final = state != TPC_FAILED_RETRY && state != TPC_FAILED_KNOWN;
+		if (final)
+			TPC_FAILPOINT("S7.before");
+		tpc_worker_end();
+		ok = true;
+		if (final)
+			TPC_FAILPOINT("S7.after");
+		else
+			TPC_FAILPOINT("S5.after");
+	}
+	PG_CATCH();
+	{
+		(void) end_failed(userid, sec_context);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(job_context);
+	if (ok && state == TPC_FAILED_RETRY)
+		tpc_retry_at(node, 0);
+	else if (ok && state != TPC_FAILED_KNOWN)
+		tpc_subscription_count(node, m->queue, counter_of(state));
+	return ok;
+}
+
+/* Step S5 of a message that has been delivered before. */
+static bool
+receive(const TpcMessageIn *m)
+{
+	Oid			userid;
+	int			sec_context;
+	volatile bool ok = false;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	PG_TRY();
+	{
+		tpc_worker_begin();
+		MemoryContextSwitchTo(job_context);
+		TPC_FAILPOINT("S5.before");
+		tpc_failed_receive(m);
+		tpc_txn_make_synchronous();
+		tpc_worker_end();
+		ok = true;
+		TPC_FAILPOINT("S5.after");
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata = end_failed(userid, sec_context);
+
+		tpc_subscription_error(node, m->queue,
+							   unpack_sql_state(edata->sqlerrcode),
+							   edata->message != NULL ? edata->message : "");
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(job_context);
+	if (ok)
+		tpc_retry_at(node, 0);
+	return ok;
+}
+
+/* Say why it was cancelled, where the server's message does not know. */
+static void
+explain_cancel(ErrorData *edata, TimestampTz started)
+{
+	if (edata->sqlerrcode != ERRCODE_QUERY_CANCELED ||
+		tpc_consume_timeout == 0 ||
+		!TimestampDifferenceExceeds(started, GetCurrentTimestamp(),
+									tpc_consume_timeout))
+		return;
+	edata->detail = edata->message;
+	edata->message = psprintf("the handler did not finish within %d ms",
+							  tpc_consume_timeout);
+}
+
+/* Run it, and count; RUN_FAILED with *edata. */
+static RunResult
+try_run(const TpcMessageIn *m, ErrorData **edata)
+{
+	volatile RunResult result = RUN_FAILED;
+	ErrorData  *volatile error = NULL;
+	Oid			userid;
+	int			sec_context;
+	TimestampTz started = GetCurrentTimestamp();
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	QueryCancelPending = false;
+	PG_TRY();
+	{
+		result = run(m);
+	}
+	PG_CATCH();
+	{
+		error = end_failed(userid, sec_context);
+		explain_cancel(error, started);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(job_context);
+	/* Advisory locks of the session are not to be left to other handlers. */
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	if (result == RUN_DONE)
+		tpc_subscription_count(node, m->queue, TPC_SUB_PROCESSED);
+	else if (result == RUN_DUPLICATE)
+		tpc_subscription_count(node, m->queue, TPC_SUB_DUPLICATES);
+	*edata = error;
+	return result;
+}
+
+/* Do nothing for a while: what would be tried next is likely to fail, too. */
+static void
+pause_work(void)
+{
+	(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, PAUSE_MS,
+					 tpc_wait_event(&wait_event_main,
+									"TpcAmqpConsumeWorker"));
+}
+
+/* Work on what has arrived; false if there is nothing. */
+static bool
+work_on_arrived(void)
+{
+	bool		auto_ack = false;
+	bool		other;
+	TpcMessageIn *m = take_item(&auto_ack, &other);
+	ErrorData  *edata;
+	bool		dealt_with = true;
+
+	if (m == NULL)
+		return other;
+	if (auto_ack)
+		settle(TPC_SETTLE_ACK);
+	if (m->redelivered)
+		dealt_with = receive(m);
+	else
+	{
+		switch (try_run(m, &edata))
+		{
+			case RUN_UNSUBSCRIBED:
+				dealt_with = false;
+				break;
+			case RUN_FAILED:
+				dealt_with = note_failure(m, edata);
+				break;
+			default:
+				break;
+		}
+	}
+	current_how = dealt_with ? TPC_SETTLE_ACK : TPC_SETTLE_REQUEUE;
+	stop_running();
+	if (!dealt_with)
+		pause_work();
+	settle(current_how);
+	return true;
+}
+
+/* Step S6: count a run of one that is due; NULL if there is none. */
+static TpcMessageIn *
+take_due(bool *other)
+{
+	TpcMessageIn *volatile m = NULL;
+	TimestampTz due;
+	uint64		known = pg_atomic_read_u64(&node->retry_at);
+	Oid			userid;
+	int			sec_context;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	*other = false;
+	PG_TRY();
+	{
+		tpc_worker_begin();
+		MemoryContextSwitchTo(job_context);
+		if (tpc_relation_exists("failed_message"))
+			m = tpc_failed_take_due(node, other);
+		if (m == NULL && !*other)
+		{
+			due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS);
+			if (tpc_relation_exists("failed_message"))
+				due = Min(due, tpc_failed_next_due());
+			/* one being run by another is due, and not for us */
+			if (due <= GetCurrentTimestamp())
+				due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												  BUSY_MS);
+			(void) pg_atomic_compare_exchange_u64(&node->retry_at, &known,
+												  (uint64) due);
+		}
+		else
+		{
+			tpc_txn_make_synchronous();
+			TPC_FAILPOINT("S6.before");
+		}
+		tpc_worker_end();
+		if (m != NULL)
+			TPC_FAILPOINT("S6.after");
+	}
+	PG_CATCH();
+	{
+		(void) end_failed(userid, sec_context);
+		m = NULL;
+		*other = false;
+		pause_work();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(job_context);
+	return m;
+}
+
+/* Work on what is due again; false if there is nothing. */
+static bool
+work_on_due(void)
+{
+	TpcMessageIn *m;
+	ErrorData  *edata;
+	bool		other;
+
+	if ((TimestampTz) pg_atomic_read_u64(&node->retry_at) >
+		GetCurrentTimestamp())
+		return false;
+	m = take_due(&other);
+	if (m == NULL)
+		return other;
+	if (m->attempt > 1)
+		tpc_subscription_count(node, m->queue, TPC_SUB_RETRIED);
+	if (try_run(m, &edata) == RUN_FAILED)
+		(void) note_failure(m, edata);
+	return true;
+}
+
+/* Whether this worker is one too many. */
+static bool
+unwanted(int number)
+{
+	return number >= tpc_consume_workers ||
+		pg_atomic_read_u32(&node->wants_consumers) == 0;
+}
+
+static bool
+item_waiting(void)
+{
+	return node->consumed.count > 0;
+}
+
+static long
+wait_ms(void)
+{
+	TimestampTz due = (TimestampTz) pg_atomic_read_u64(&node->retry_at);
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due);
+
+	return Max(1, Min(ms, LOOK_MS));
+}
+
+void
+tpc_consume_worker_main(Datum arg)
+{
+	TpcWorker  *self;
+	int			number;
+
+	node = tpc_worker_attach(arg, &number, &self);
+	/* before connecting, so that it runs after the transaction's end */
+	before_shmem_exit(settle_at_exit, (Datum) 0);
+	tpc_worker_connect(node, true);
+	job_context = AllocSetContextCreate(TopMemoryContext,
+										"tpc_amqp message",
+										ALLOCSET_DEFAULT_SIZES);
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	for (;;)
+	{
+		bool		busy = true;
+
+		ResetLatch(MyLatch);
+		while (busy)
+		{
+			if (tpc_worker_should_exit(node) || unwanted(number))
+				proc_exit(0);
+			QueryCancelPending = false;
+			CHECK_FOR_INTERRUPTS();
+			MemoryContextSwitchTo(job_context);
+			busy = work_on_arrived();
+			MemoryContextReset(job_context);
+			busy = work_on_due() || busy;
+			MemoryContextReset(job_context);
+			pgstat_report_stat(false);
+			if (!busy)
+				pgstat_report_activity(STATE_IDLE, NULL);
+		}
+		tpc_worker_wait(self, item_waiting, wait_ms(),
+						tpc_wait_event(&wait_event_main,
+									   "TpcAmqpConsumeWorker"));
+	}
+}

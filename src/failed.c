@@ -1,0 +1,537 @@
+/*-------------------------------------------------------------------------
+ *
+ * failed.c
+ *	  Messages whose handler has failed.
+ *
+ * Such a message leaves the broker: it is written into table failed_message,
+ * with the error, and acknowledged once that is durable.  So it holds up no
+ * other, and whatever happens to the broker, it is tried again when it is due,
+ * or waits for a person.
+ *
+ * That a run is about to begin is counted in a transaction of its own before
+ * it, so that a message that ends the server is not run for ever.
+ *
+ * All of this runs in a transaction with a snapshot, which the caller has
+ * begun as a superuser, and commits synchronously.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#include "failed.h"
+#include "failpoint.h"
+#include "properties.h"
+#include "relation.h"
+#include "subscription.h"
+
+/* A run is not begun again by somebody else before that. */
+#define LEASE_MS 1000
+
+/* What a subscription says about errors. */
+typedef struct Policy
+{
+	int			retries;
+	int64		backoff;
+	int64		backoff_max;
+	char	   *after;
+	char	   *exchange;
+	char	   *routing_key;
+} Policy;
+
+static Datum
+bytes_datum(const char *bytes, int len)
+{
+	bytea	   *b = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(b, VARHDRSZ + len);
+	if (len > 0)
+		memcpy(VARDATA(b), bytes, len);
+	return PointerGetDatum(b);
+}
+
+static char *
+column_text(int n)
+{
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, n);
+}
+
+static int64
+column_int(int n)
+{
+	return strtoll(column_text(n), NULL, 10);
+}
+
+static char *
+column_bytes(int n, int *len)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0],
+									  SPI_tuptable->tupdesc, n, &isnull);
+	bytea	   *b;
+	char	   *copy;
+
+	*len = 0;
+	if (isnull)
+		return palloc0(1);
+	b = DatumGetByteaPP(value);
+	*len = VARSIZE_ANY_EXHDR(b);
+	copy = palloc(*len + 1);
+	memcpy(copy, VARDATA_ANY(b), *len);
+	copy[*len] = '\0';
+	return copy;
+}
+
+/* The policy of a queue's subscription; false if it has none (any more). */
+static bool
+read_policy(const char *queue, Policy *policy)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(queue)};
+
+	tpc_spi_execute("SELECT retries, backoff, backoff_max, after_retries,"
+					" dead_letter_exchange, dead_letter_routing_key"
+					" FROM tpc_amqp.subscription"
+					" WHERE queue OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, false, SPI_OK_SELECT);
+	if (SPI_processed == 0)
+		return false;
+	policy->retries = (int) column_int(1);
+	policy->backoff = column_int(2);
+	policy->backoff_max = column_int(3);
+	policy->after = column_text(4);
+	policy->exchange = column_text(5);
+	policy->routing_key = column_text(6);
+	return true;
+}
+
+/* How long to wait after that many attempts. */
+static int64
+backoff_ms(const Policy *policy, int attempts)
+{
+	int64		ms = policy->backoff;
+
+	for (int i = 1; i < attempts && ms < policy->backoff_max; i++)
+		ms *= 2;
+	return Min(ms, policy->backoff_max);
+}
+
+/*
+ * insert: a row for a message, unless there is one with the same id.  edata
+ * may be NULL.  False if there was.
+ */
+static bool
+insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
+	   const ErrorData *edata)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
+	BYTEAOID, BYTEAOID, TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types) + 1];
+	bool		dropped = strcmp(state, "dropped") == 0;
+
+	memset(values, 0, sizeof(values));
+	memset(nulls, ' ', lengthof(types));
+	nulls[lengthof(types)] = '\0';
+	values[0] = CStringGetTextDatum(m->queue);
+	if (m->message_id != NULL)
+		values[1] = CStringGetTextDatum(m->message_id);
+	else
+		nulls[1] = 'n';
+	values[2] = CStringGetTextDatum(m->exchange);
+	values[3] = CStringGetTextDatum(m->routing_key);
+	values[4] = BoolGetDatum(m->redelivered);
+	if (dropped)
+		nulls[5] = nulls[6] = 'n';
+	else
+	{
+		values[5] = bytes_datum(m->properties, m->properties_len);
+		values[6] = bytes_datum(m->body, m->body_len);
+	}
+	values[7] = CStringGetTextDatum(state);
+	values[8] = Int32GetDatum(attempts);
+	values[9] = Float8GetDatum(delay_ms / 1000.0);
+	if (edata != NULL)
+	{
+		values[10] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
+		values[11] = CStringGetTextDatum(edata->message != NULL ?
+										 edata->message : "");
+		if (edata->detail != NULL)
+			values[12] = CStringGetTextDatum(edata->detail);
+		else
+			nulls[12] = 'n';
+	}
+	else
+		nulls[10] = nulls[11] = nulls[12] = 'n';
+	tpc_spi_execute("INSERT INTO tpc_amqp.failed_message"
+					" (queue, message_id, exchange, routing_key, redelivered,"
+					"  properties, body, state, attempts, next_attempt_at,"
+					"  sqlstate, error, detail, failed_at)"
+					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,"
+					"  CASE WHEN $8 OPERATOR(pg_catalog.=) 'retry' THEN"
+					"   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)"
+					"   pg_catalog.make_interval(secs => $10) END,"
+					"  $11, $12, $13,"
+					"  CASE WHEN $11 IS NOT NULL THEN"
+					"   pg_catalog.clock_timestamp() END)"
+					" ON CONFLICT DO NOTHING",
+					lengthof(types), types, values, nulls, false,
+					SPI_OK_INSERT);
+	return SPI_processed > 0;
+}
+
+/* The same for a message that has a row. */
+static void
+update(const TpcMessageIn *m, const char *state, int64 delay_ms,
+	   const ErrorData *edata)
+{
+	Oid			types[] = {INT8OID, TEXTOID, FLOAT8OID, TEXTOID, TEXTOID,
+	TEXTOID, BOOLOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types) + 1];
+
+	memset(values, 0, sizeof(values));
+	memset(nulls, ' ', lengthof(types));
+	nulls[lengthof(types)] = '\0';
+	values[0] = Int64GetDatum(m->failed_id);
+	values[1] = CStringGetTextDatum(state);
+	values[2] = Float8GetDatum(delay_ms / 1000.0);
+	if (edata != NULL)
+	{
+		values[3] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
+		values[4] = CStringGetTextDatum(edata->message != NULL ?
+										edata->message : "");
+		if (edata->detail != NULL)
+			values[5] = CStringGetTextDatum(edata->detail);
+		else
+			nulls[5] = 'n';
+	}
+	else
+		nulls[3] = nulls[4] = nulls[5] = 'n';
+	values[6] = BoolGetDatum(strcmp(state, "dropped") == 0);
+	tpc_spi_execute("UPDATE tpc_amqp.failed_message SET state = $2,"
+					" next_attempt_at ="
+					"  CASE WHEN $2 OPERATOR(pg_catalog.=) 'retry' THEN"
+					"   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)"
+					"   pg_catalog.make_interval(secs => $3) END,"
+					" sqlstate = CASE WHEN $4 IS NULL THEN sqlstate ELSE $4 END,"
+					" error = CASE WHEN $4 IS NULL THEN error ELSE $5 END,"
+					" detail = CASE WHEN $4 IS NULL THEN detail ELSE $6 END,"
+					" failed_at = CASE WHEN $4 IS NULL THEN failed_at ELSE"
+					"  pg_catalog.clock_timestamp() END,"
+					" properties = CASE WHEN $7 THEN NULL ELSE properties END,"
+					" body = CASE WHEN $7 THEN NULL ELSE body END"
+					" WHERE id OPERATOR(pg_catalog.=) $1",
+					lengthof(types), types, values, nulls, false,
+					SPI_OK_UPDATE);
+}
+
+/* tpc_failed_remove: its message has taken effect, or has left otherwise. */
+void
+tpc_failed_remove(int64 id)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(id)};
+
+	SPI_connect();
+	tpc_spi_execute("DELETE FROM tpc_amqp.failed_message"
+					" WHERE id OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL, false, SPI_OK_DELETE);
+	SPI_finish();
+}
+
+/*
+ * publish: a dead letter, by the table of publish().  Its properties are those
+ * of the message, but for who sent it, who it says it is of, and when it would
+ * expire.
+ */
+static void
+publish(const TpcMessageIn *m, const Policy *policy, const ErrorData *edata)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, BYTEAOID, JSONBOID, TEXTOID,
+	TEXTOID, TEXTOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types) + 1];
+	struct varlena *properties = tpc_properties_decode(m->properties,
+													   m->properties_len);
+
+	memset(nulls, ' ', lengthof(types));
+	nulls[lengthof(types)] = '\0';
+	values[0] = CStringGetTextDatum(policy->exchange);
+	values[1] = CStringGetTextDatum(policy->routing_key);
+	values[2] = bytes_datum(m->body, m->body_len);
+	values[3] = PointerGetDatum(properties);
+	if (properties == NULL)
+		nulls[3] = 'n';
+	values[4] = CStringGetTextDatum(edata->message != NULL ?
+									edata->message : "");
+	values[5] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
+	values[6] = CStringGetTextDatum(m->queue);
+	tpc_spi_execute("SELECT tpc_amqp.publish($1, $2, $3,"
+					" (CASE WHEN (p OPERATOR(pg_catalog.->>) 'app_id')"
+					"   OPERATOR(pg_catalog.=) 'tpc_amqp'"
+					"  THEN p OPERATOR(pg_catalog.-) 'app_id'::pg_catalog.text"
+					"  ELSE p END"
+					"  OPERATOR(pg_catalog.-) 'user_id'::pg_catalog.text"
+					"  OPERATOR(pg_catalog.-) 'expiration'::pg_catalog.text)"
+					"  OPERATOR(pg_catalog.||)"
+					"  pg_catalog.jsonb_build_object('headers',"
+					"   COALESCE(p OPERATOR(pg_catalog.->) 'headers',"
+					"    '{}'::pg_catalog.jsonb)"
+					"   OPERATOR(pg_catalog.||)"
+					"   pg_catalog.jsonb_build_object("
+					"    'x-tpc-error', $5, 'x-tpc-sqlstate', $6,"
+					"    'x-tpc-queue', $7)))"
+					" FROM (SELECT COALESCE($4, '{}')) AS s (p)",
+					lengthof(types), types, values, nulls, false,
+					SPI_OK_SELECT);
+}
+
+/*
+ * dead_letter: publish it, in a subtransaction; false, with the reason in
+ * *why, if that fails.
+ */
+static bool
+dead_letter(const TpcMessageIn *m, const Policy *policy,
+			const ErrorData *edata, char **why)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool ok = false;
+	char	   *volatile reason = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old);
+	PG_TRY();
+	{
+		publish(m, policy, edata);
+		ReleaseCurrentSubTransaction();
+		ok = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(old);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		reason = psprintf("It could not be dead-lettered: %s",
+						  error->message);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	CurrentResourceOwner = owner;
+	*why = reason;
+	return ok;
+}
+
+/*
+ * tpc_failed_receive: step S5 of a message that has been delivered before: it
+ * may have ended the server, so its runs are to be counted.
+ */
+void
+tpc_failed_receive(const TpcMessageIn *message)
+{
+	SPI_connect();
+	(void) insert(message, "retry", 0, 0, NULL);
+	SPI_finish();
+}
+
+/*
+ * tpc_failed_note: step S5: a run of a message has failed; put away what there
+ * is to try again, or do what its subscription says for the last time (S7).
+ */
+TpcFailedState
+tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
+{
+	Policy		policy;
+	const char *state = "kept";
+	TpcFailedState result = TPC_FAILED_KEPT;
+	int64		delay = 0;
+	ErrorData	shown = *edata;
+
+	SPI_connect();
+	if (!read_policy(message->queue, &policy))
+		;						/* unsubscribed since: it waits for a person */
+	else if (message->attempt <= policy.retries)
+	{
+		state = "retry";
+		result = TPC_FAILED_RETRY;
+		delay = backoff_ms(&policy, message->attempt);
+	}
+	else if (strcmp(policy.after, "drop") == 0)
+	{
+		state = "dropped";
+		result = TPC_FAILED_DROPPED;
+	}
+	else if (strcmp(policy.after, "dead-letter") == 0)
+	{
+		char	   *why;
+
+		if (dead_letter(message, &policy, edata, &why))
+			result = TPC_FAILED_DEAD_LETTERED;
+		else
+			shown.detail = why;
+	}
+
+	if (result == TPC_FAILED_DEAD_LETTERED)
+	{
+		if (message->failed_id != 0)
+			tpc_failed_remove(message->failed_id);
+	}
+	else if (message->failed_id != 0)
+		update(message, state, delay, &shown);
+	else if (!insert(message, state, message->attempt, delay, &shown))
+		result = TPC_FAILED_KNOWN;
+	SPI_finish();
+	return result;
+}
+
+/*
+ * tpc_failed_take_due: step S6: a message that is due for another run, counted
+ * as begun, which the caller commits; in the caller's context.  NULL if there
+ * is none to run: *other then says whether one was put away, so that there may
+ * be more.
+ */
+TpcMessageIn *
+tpc_failed_take_due(TpcNode *node, bool *other)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TpcMessageIn *m = NULL;
+	Policy		policy;
+	Oid			types[] = {INT8OID, FLOAT8OID};
+	Datum		values[2];
+
+	*other = false;
+	SPI_connect();
+	tpc_spi_execute("SELECT id, queue, message_id, exchange, routing_key,"
+					" CASE WHEN redelivered THEN 1 ELSE 0 END,"
+					" properties, body, attempts, sqlstate, error, detail"
+					" FROM tpc_amqp.failed_message"
+					" WHERE state OPERATOR(pg_catalog.=) 'retry'"
+					"  AND next_attempt_at OPERATOR(pg_catalog.<=)"
+					"   pg_catalog.clock_timestamp()"
+					" ORDER BY next_attempt_at LIMIT 1"
+					" FOR UPDATE SKIP LOCKED",
+					0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+	{
+		MemoryContext spi = MemoryContextSwitchTo(caller);
+		ErrorData	last;
+
+		m = palloc0(sizeof(TpcMessageIn));
+		m->failed_id = column_int(1);
+		m->queue = column_text(2);
+		m->message_id = column_text(3);
+		m->exchange = column_text(4);
+		m->routing_key = column_text(5);
+		m->redelivered = column_int(6) != 0;
+		m->properties = column_bytes(7, &m->properties_len);
+		m->body = column_bytes(8, &m->body_len);
+		m->attempt = (int) column_int(9);
+		memset(&last, 0, sizeof(last));
+		last.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
+		last.message = column_text(11);
+		if (last.message != NULL)
+		{
+			char	   *sqlstate = column_text(10);
+
+			last.sqlerrcode = MAKE_SQLSTATE(sqlstate[0], sqlstate[1],
+											sqlstate[2], sqlstate[3],
+											sqlstate[4]);
+			last.detail = column_text(12);
+		}
+		else
+			last.message = pstrdup("the process that ran its handler, or the server, has ended");
+
+		MemoryContextSwitchTo(spi);
+		if (!read_policy(m->queue, &policy))
+		{
+			update(m, "kept", 0, NULL);
+			*other = true;
+		}
+		else if (m->attempt > policy.retries)
+		{
+			/* its last run did not end, not even in an error */
+			TpcFailedState state;
+
+			state = tpc_failed_note(m, &last);
+			tpc_subscription_count(node, m->queue,
+								   state == TPC_FAILED_DROPPED ?
+								   TPC_SUB_DROPPED :
+								   state == TPC_FAILED_DEAD_LETTERED ?
+								   TPC_SUB_DEAD_LETTERED : TPC_SUB_KEPT);
+			*other = true;
+		}
+		else
+		{
+			m->attempt++;
+			values[0] = Int64GetDatum(m->failed_id);
+			values[1] = Float8GetDatum(Max(LEASE_MS,
+										   backoff_ms(&policy, m->attempt)) /
+									   1000.0);
+			tpc_spi_execute("UPDATE tpc_amqp.failed_message SET"
+							" attempts = attempts OPERATOR(pg_catalog.+) 1,"
+							" next_attempt_at = pg_catalog.clock_timestamp()"
+							"  OPERATOR(pg_catalog.+)"
+							"  pg_catalog.make_interval(secs => $2)"
+							" WHERE id OPERATOR(pg_catalog.=) $1",
+							2, types, values, NULL, false, SPI_OK_UPDATE);
+		}
+	}
+	SPI_finish();
+	return *other ? NULL : m;
+}
+
+/*
+ * tpc_failed_lock: in the transaction that runs it again: nobody else does,
+ * and nobody has dropped it.
+ */
+bool
+tpc_failed_lock(const TpcMessageIn *message)
+{
+	Oid			types[] = {INT8OID, INT4OID};
+	Datum		values[] = {Int64GetDatum(message->failed_id),
+	Int32GetDatum(message->attempt)};
+	bool		locked;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT 1 FROM tpc_amqp.failed_message"
+					" WHERE id OPERATOR(pg_catalog.=) $1"
+					"  AND attempts OPERATOR(pg_catalog.=) $2"
+					"  AND state OPERATOR(pg_catalog.=) 'retry'"
+					" FOR UPDATE SKIP LOCKED",
+					2, types, values, NULL, false, SPI_OK_SELECT);
+	locked = SPI_processed > 0;
+	SPI_finish();
+	return locked;
+}
+
+/* When the first one is due; DT_NOEND if there is none. */
+TimestampTz
+tpc_failed_next_due(void)
+{
+	TimestampTz due = DT_NOEND;
+	bool		isnull;
+	Datum		value;
+
+	SPI_connect();
+	tpc_spi_execute("SELECT pg_catalog.min(next_attempt_at)"
+					" FROM tpc_amqp.failed_message"
+					" WHERE state OPERATOR(pg_catalog.=) 'retry'",
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						  &isnull);
+	if (!isnull)
+		due = DatumGetTimestampTz(value);
+	SPI_finish();
+	return due;
+}

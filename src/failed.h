@@ -1,0 +1,47 @@
+/*-------------------------------------------------------------------------
+ *
+ * failed.h
+ *	  Messages whose handler has failed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_FAILED_H
+#define TPC_FAILED_H
+
+#include "shmem.h"
+
+/* A message, as a consume worker has it; palloc'd, in the server's encoding. */
+typedef struct TpcMessageIn
+{
+	char	   *queue;
+	char	   *message_id;		/* NULL: none */
+	char	   *exchange;
+	char	   *routing_key;
+	bool		redelivered;
+	char	   *properties;		/* bytes */
+	int			properties_len;
+	char	   *body;			/* bytes */
+	int			body_len;
+	int			attempt;		/* from 1 */
+	int64		failed_id;		/* of its row in failed_message; 0: none */
+} TpcMessageIn;
+
+/* What became of one that failed. */
+typedef enum TpcFailedState
+{
+	TPC_FAILED_RETRY,
+	TPC_FAILED_KEPT,
+	TPC_FAILED_DROPPED,
+	TPC_FAILED_DEAD_LETTERED,
+	TPC_FAILED_KNOWN			/* its row is there already */
+} TpcFailedState;
+
+extern void tpc_failed_receive(const TpcMessageIn *message);
+extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
+									  const ErrorData *edata);
+extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, bool *other);
+extern bool tpc_failed_lock(const TpcMessageIn *message);
+extern void tpc_failed_remove(int64 id);
+extern TimestampTz tpc_failed_next_due(void);
+
+#endif							/* TPC_FAILED_H */
