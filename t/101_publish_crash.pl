@@ -191,6 +191,9 @@ $blog->sql(publish(1500));
 is($blog->sql("SELECT count(*), string_agg(DISTINCT state, ' ')
 	FROM tpc_amqp.publications"), '1505|waiting',
 	'broker stopped: messages wait');
+like($blog->fails('DROP EXTENSION tpc_amqp CASCADE'),
+	qr/ERROR:  55006: cannot drop extension tpc_amqp: 1505 messages have not been/,
+	'... and DROP EXTENSION does not drop them');
 $broker->start;
 $amqp = TpcAmqp->new($broker);
 is(arrived(), '', '... until it is back');
