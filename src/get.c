@@ -171,7 +171,11 @@ take_next(TpcNode *node, OpenQueue *q, const TpcBrokerCall *call,
 		message_id = tpc_consumed_message_id(answer->properties.ptr,
 											 answer->properties.len);
 		TPC_FAILPOINT("G2.before");
-		if (message_id == NULL || tpc_consumed_note(q->name, message_id))
+		if (message_id == NULL)
+			break;
+		/* it deletes those that are old, also where nothing is subscribed */
+		tpc_wake_relay(node);
+		if (tpc_consumed_note(q->name, message_id))
 			break;
 		/* its acknowledgement was lost */
 		acknowledge = answer->delivery_tag;
