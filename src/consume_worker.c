@@ -143,8 +143,6 @@ read_item(const TpcConsumedHead *head, const char *queue)
 	TpcItem    *item = dsa_get_address(tpc_area(), current_item);
 	const char *p = item->body + sizeof(TpcConsumedHead);
 	TpcMessageIn *m = palloc0(sizeof(TpcMessageIn));
-	const char *id;
-	size_t		id_len;
 
 	m->queue = pstrdup(queue);
 	m->exchange = text_of(p, head->exchange_len);
@@ -158,9 +156,7 @@ read_item(const TpcConsumedHead *head, const char *queue)
 	m->body_len = head->body_len;
 	m->redelivered = head->redelivered;
 	m->attempt = 1;
-	if (tpc_properties_message_id(m->properties, m->properties_len, &id,
-								  &id_len) && id_len > 0)
-		m->message_id = text_of(id, id_len);
+	m->message_id = tpc_consumed_message_id(m->properties, m->properties_len);
 	return m;
 }
 
