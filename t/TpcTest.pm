@@ -181,8 +181,8 @@ sub wait_for_log
 
 	return poll_until(
 		sub {
-			my $log = slurp_file($cluster->logfile);
-			return substr($log, $offset // 0) =~ $regexp ? length $log : 0;
+			my $log = slurp_file($cluster->logfile, $offset // 0);
+			return $log =~ $regexp ? ($offset // 0) + length $log : 0;
 		},
 		"$regexp in the log of " . $cluster->name);
 }
