@@ -488,10 +488,20 @@ CREATE FUNCTION public.tpc_test_failpoint_clear(name text)
 CREATE FUNCTION public.tpc_test_failpoint_waiters(name text)
 	RETURNS int LANGUAGE C STRICT
 	AS '$libdir/tpc_amqp', 'tpc_failpoint_waiters';
+CREATE FUNCTION public.tpc_test_failpoint_pid(name text)
+	RETURNS int LANGUAGE C STRICT
+	AS '$libdir/tpc_amqp', 'tpc_failpoint_pid';
+CREATE FUNCTION public.tpc_test_failpoint_trace()
+	RETURNS void LANGUAGE C STRICT
+	AS '$libdir/tpc_amqp', 'tpc_failpoint_trace';
+CREATE FUNCTION public.tpc_test_failpoint_traced()
+	RETURNS text LANGUAGE C STRICT
+	AS '$libdir/tpc_amqp', 'tpc_failpoint_traced';
 EOS
 }
 
-# failpoint NAME, ACTION: error, fatal, kill or wait, each also with ":once".
+# failpoint NAME, ACTION: error, fatal, kill, stop or wait, each also with
+# ":once".
 sub failpoint
 {
 	my ($self, $name, $action) = @_;
