@@ -357,6 +357,8 @@ sub client
 	my $client = bless { node => $self, psql => $self->session },
 	  'TpcTest::Client';
 
+	# The bound is one on each query.
+	$client->{psql}->set_query_timer_restart;
 	$client->run('\set VERBOSITY verbose');
 	$client->run("SET $_") for @settings;
 	return $client;
@@ -558,7 +560,54 @@ sub run
 		$self->close;
 		return 0;
 	}
-	return $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m;
+	return $self->succeeded;
+}
+
+# succeeded: whether the last query did.
+sub succeeded
+{
+	my ($self) = @_;
+	return !$self->gone
+	  && $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m;
+}
+
+# post QUERY: begin to run it.  answered() says whether that has ended; then
+# succeeded(), out() and err() tell how.
+sub post
+{
+	my ($self, $query) = @_;
+	my $psql = $self->{psql};
+	local $SIG{PIPE} = 'IGNORE';
+
+	@$self{ 'out', 'err' } = ('', 'the session is gone');
+	return unless $psql;
+	$self->{end} = 'answered ' . ++$self->{posted};
+	$psql->{stdout} = $psql->{stderr} = '';
+	$psql->{timeout}->start;
+	$psql->{stdin} .=
+	  "$query\n;\n\\echo '$self->{end}'\n\\warn '$self->{end}'\n";
+	$self->close unless eval { $psql->{run}->pump_nb; 1 };
+	return;
+}
+
+sub answered
+{
+	my ($self) = @_;
+	my $psql = $self->{psql};
+	local $SIG{PIPE} = 'IGNORE';
+
+	return 1 unless $psql;
+	my $end = qr/\n?$self->{end}\n/;
+	my $alive = eval { $psql->{run}->pump_nb; $psql->{run}->pumpable };
+	my $ended = $psql->{stdout} =~ $end && $psql->{stderr} =~ $end;
+
+	return 0 if $alive && !$ended;
+	@$self{ 'out', 'err' } = @$psql{ 'stdout', 'stderr' };
+	s/$end// for @$self{ 'out', 'err' };
+	@$psql{ 'stdout', 'stderr' } = ('', '');
+	$self->close
+	  if !$ended || $self->{err} =~ /server closed the connection/;
+	return 1;
 }
 
 sub close
