@@ -5,6 +5,8 @@
 #   make demo, make test   need nothing but make: they install what is
 #                          missing, build into a temporary directory and run
 #   make deps              the Debian packages that need to be there
+#   make matrix            whatever can happen to every process at every step of
+#                          the protocol (make test does a part of it)
 #   make fuzz SECONDS=60   feed made-up messages to what reads them
 #   make valgrind          some of the tests with the servers under valgrind
 #   make indent            format the sources as PostgreSQL's are
@@ -81,6 +83,12 @@ bench:
 	@bench/run
 .PHONY: bench
 
+# t/TpcMatrix.pm.  Half an hour.
+matrix:
+	@TPC_MATRIX=full TPC_TAP_SECONDS=7000 \
+		TESTS='t/030_crash.pl t/032_prepared_crash.pl t/033_joined_crash.pl' \
+		JOBS=$(or $(JOBS),3) scripts/run-tests
+
 fuzz:
 	@FUZZ_SECONDS='$(SECONDS)' scripts/fuzz
 
@@ -104,4 +112,4 @@ model:
 
 force-look:
 
-.PHONY: all install installcheck clean demo test fuzz valgrind deps indent model force-look
+.PHONY: all install installcheck clean demo test matrix fuzz valgrind deps indent model force-look

@@ -4,10 +4,14 @@
  *	  Places where a test can make a process fail, die or stop.
  *
  * Actions: "error" raises, "fatal" ends the process in order, "kill" ends it
- * with SIGKILL (so the postmaster restarts all), "wait" holds it until the
- * failpoint is cleared, a minute at most.  An action may be followed by
- * ":once": it is taken by the first process that comes by.  Where raising is
- * not allowed (after a commit record), tests use "kill" and "wait" only.
+ * with SIGKILL (so the postmaster restarts all), "stop" has it stand still
+ * until somebody sends SIGCONT, "wait" holds it until the failpoint is
+ * cleared, a minute at most.  An action may be followed by ":once": it is
+ * taken by the first process that comes by.  Where raising is not allowed
+ * (after a commit record), tests use "kill", "stop" and "wait" only.
+ *
+ * While tracing is on, it is noted which processes come by which failpoints,
+ * and whether they hold interrupts there, which is to say: may not raise.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,7 +23,9 @@
 #include <unistd.h>
 
 #include "fmgr.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/shmem.h"
@@ -30,7 +36,8 @@
 
 #include "failpoint.h"
 
-#define MAX_FAILPOINTS 32
+#define MAX_FAILPOINTS 64
+#define MAX_TRACED 256
 
 typedef enum FailAction
 {
@@ -38,6 +45,7 @@ typedef enum FailAction
 	FAIL_ERROR,
 	FAIL_FATAL,
 	FAIL_KILL,
+	FAIL_STOP,
 	FAIL_WAIT
 } FailAction;
 
@@ -47,12 +55,24 @@ typedef struct Failpoint
 	FailAction	action;
 	bool		once;
 	int			waiters;
+	int			pid;			/* who came by last and took the action */
 } Failpoint;
+
+/* That a kind of process has come by. */
+typedef struct Traced
+{
+	char		name[64];
+	char		process[BGW_MAXLEN];
+	bool		holds_interrupts;
+} Traced;
 
 typedef struct FailpointShared
 {
 	slock_t		mutex;
 	int			nset;			/* read without the lock: a hint */
+	bool		tracing;
+	int			ntraced;
+	Traced		traced[MAX_TRACED];
 	Failpoint	points[MAX_FAILPOINTS];
 } FailpointShared;
 
@@ -115,6 +135,32 @@ failpoint_wait(const char *name, int change)
 	SpinLockRelease(&failpoints->mutex);
 }
 
+/* Note that this process has come by.  The caller holds the mutex. */
+static void
+trace(const char *name)
+{
+	const char *process = MyBgworkerEntry != NULL ?
+	MyBgworkerEntry->bgw_type : "backend";
+	bool		holds_interrupts = InterruptHoldoffCount > 0;
+	Traced	   *t;
+
+	for (int i = 0; i < failpoints->ntraced; i++)
+	{
+		t = &failpoints->traced[i];
+		if (strcmp(t->name, name) == 0 && strcmp(t->process, process) == 0)
+		{
+			t->holds_interrupts |= holds_interrupts;
+			return;
+		}
+	}
+	if (failpoints->ntraced == MAX_TRACED)
+		return;
+	t = &failpoints->traced[failpoints->ntraced++];
+	strlcpy(t->name, name, sizeof(t->name));
+	strlcpy(t->process, process, sizeof(t->process));
+	t->holds_interrupts = holds_interrupts;
+}
+
 void
 tpc_failpoint(const char *name)
 {
@@ -126,12 +172,15 @@ tpc_failpoint(const char *name)
 		return;
 
 	SpinLockAcquire(&failpoints->mutex);
+	if (failpoints->tracing)
+		trace(name);
 	p = failpoint_find(name);
-	if (p != NULL)
+	if (p != NULL && p->action != FAIL_NONE)
 	{
+		p->pid = MyProcPid;
 		action = p->action;
 		once = p->once;
-		if (once && action != FAIL_NONE && action != FAIL_WAIT)
+		if (once && action != FAIL_WAIT)
 			p->action = FAIL_NONE;
 	}
 	SpinLockRelease(&failpoints->mutex);
@@ -152,6 +201,9 @@ tpc_failpoint(const char *name)
 			break;
 		case FAIL_KILL:
 			kill(getpid(), SIGKILL);
+			break;
+		case FAIL_STOP:
+			kill(getpid(), SIGSTOP);
 			break;
 		case FAIL_WAIT:
 			{
@@ -202,6 +254,8 @@ tpc_failpoint_set(PG_FUNCTION_ARGS)
 		action = FAIL_FATAL;
 	else if (strcmp(action_name, "kill") == 0)
 		action = FAIL_KILL;
+	else if (strcmp(action_name, "stop") == 0)
+		action = FAIL_STOP;
 	else if (strcmp(action_name, "wait") == 0)
 		action = FAIL_WAIT;
 	else
@@ -220,6 +274,7 @@ tpc_failpoint_set(PG_FUNCTION_ARGS)
 		strlcpy(p->name, name, sizeof(p->name));
 		p->action = action;
 		p->once = once;
+		p->pid = 0;
 		failpoints->nset = 1;
 	}
 	SpinLockRelease(&failpoints->mutex);
@@ -259,6 +314,60 @@ tpc_failpoint_waiters(PG_FUNCTION_ARGS)
 		waiters = p->waiters;
 	SpinLockRelease(&failpoints->mutex);
 	PG_RETURN_INT32(waiters);
+}
+
+/* tpc_failpoint_pid(name text) returns int: NULL if nobody has come by */
+PG_FUNCTION_INFO_V1(tpc_failpoint_pid);
+Datum
+tpc_failpoint_pid(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	int			pid = 0;
+	Failpoint  *p;
+
+	SpinLockAcquire(&failpoints->mutex);
+	p = failpoint_find(name);
+	if (p != NULL)
+		pid = p->pid;
+	SpinLockRelease(&failpoints->mutex);
+	if (pid == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT32(pid);
+}
+
+/* tpc_failpoint_trace(): begin, with nothing noted */
+PG_FUNCTION_INFO_V1(tpc_failpoint_trace);
+Datum
+tpc_failpoint_trace(PG_FUNCTION_ARGS)
+{
+	SpinLockAcquire(&failpoints->mutex);
+	failpoints->tracing = true;
+	failpoints->ntraced = 0;
+	failpoints->nset = 1;
+	SpinLockRelease(&failpoints->mutex);
+	PG_RETURN_VOID();
+}
+
+/* tpc_failpoint_traced() returns text: end it; name,process,raise a line */
+PG_FUNCTION_INFO_V1(tpc_failpoint_traced);
+Datum
+tpc_failpoint_traced(PG_FUNCTION_ARGS)
+{
+	StringInfoData buf;
+
+	SpinLockAcquire(&failpoints->mutex);
+	failpoints->tracing = false;
+	SpinLockRelease(&failpoints->mutex);
+
+	initStringInfo(&buf);
+	for (int i = 0; i < failpoints->ntraced; i++)
+	{
+		Traced	   *t = &failpoints->traced[i];
+
+		appendStringInfo(&buf, "%s,%s,%s\n", t->name, t->process,
+						 t->holds_interrupts ? "no" : "yes");
+	}
+	PG_RETURN_TEXT_P(cstring_to_text_with_len(buf.data, buf.len));
 }
 
 #endif							/* TPC_FAILPOINTS */

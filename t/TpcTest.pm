@@ -201,8 +201,8 @@ sub wait_for_log
 
 	return poll_until(
 		sub {
-			my $log = slurp_file($cluster->logfile);
-			return substr($log, $offset // 0) =~ $regexp ? length $log : 0;
+			my $log = slurp_file($cluster->logfile, $offset // 0);
+			return $log =~ $regexp ? ($offset // 0) + length $log : 0;
 		},
 		"$regexp in the log of " . $cluster->name);
 }
@@ -377,6 +377,8 @@ sub client
 	my $client = bless { node => $self, psql => $self->session },
 	  'TpcTest::Client';
 
+	# The bound is one on each query.
+	$client->{psql}->set_query_timer_restart;
 	$client->run('\set VERBOSITY verbose');
 	$client->run("SET $_") for @settings;
 	return $client;
@@ -508,10 +510,20 @@ CREATE FUNCTION public.tpc_test_failpoint_clear(name text)
 CREATE FUNCTION public.tpc_test_failpoint_waiters(name text)
 	RETURNS int LANGUAGE C STRICT
 	AS '$libdir/tpc_amqp', 'tpc_failpoint_waiters';
+CREATE FUNCTION public.tpc_test_failpoint_pid(name text)
+	RETURNS int LANGUAGE C STRICT
+	AS '$libdir/tpc_amqp', 'tpc_failpoint_pid';
+CREATE FUNCTION public.tpc_test_failpoint_trace()
+	RETURNS void LANGUAGE C STRICT
+	AS '$libdir/tpc_amqp', 'tpc_failpoint_trace';
+CREATE FUNCTION public.tpc_test_failpoint_traced()
+	RETURNS text LANGUAGE C STRICT
+	AS '$libdir/tpc_amqp', 'tpc_failpoint_traced';
 EOS
 }
 
-# failpoint NAME, ACTION: error, fatal, kill or wait, each also with ":once".
+# failpoint NAME, ACTION: error, fatal, kill, stop or wait, each also with
+# ":once".
 sub failpoint
 {
 	my ($self, $name, $action) = @_;
@@ -568,7 +580,54 @@ sub run
 		$self->close;
 		return 0;
 	}
-	return $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m;
+	return $self->succeeded;
+}
+
+# succeeded: whether the last query did.
+sub succeeded
+{
+	my ($self) = @_;
+	return !$self->gone
+	  && $self->{err} !~ /^(?:\S+: )?(?:ERROR|FATAL|PANIC):/m;
+}
+
+# post QUERY: begin to run it.  answered() says whether that has ended; then
+# succeeded(), out() and err() tell how.
+sub post
+{
+	my ($self, $query) = @_;
+	my $psql = $self->{psql};
+	local $SIG{PIPE} = 'IGNORE';
+
+	@$self{ 'out', 'err' } = ('', 'the session is gone');
+	return unless $psql;
+	$self->{end} = 'answered ' . ++$self->{posted};
+	$psql->{stdout} = $psql->{stderr} = '';
+	$psql->{timeout}->start;
+	$psql->{stdin} .=
+	  "$query\n;\n\\echo '$self->{end}'\n\\warn '$self->{end}'\n";
+	$self->close unless eval { $psql->{run}->pump_nb; 1 };
+	return;
+}
+
+sub answered
+{
+	my ($self) = @_;
+	my $psql = $self->{psql};
+	local $SIG{PIPE} = 'IGNORE';
+
+	return 1 unless $psql;
+	my $end = qr/\n?$self->{end}\n/;
+	my $alive = eval { $psql->{run}->pump_nb; $psql->{run}->pumpable };
+	my $ended = $psql->{stdout} =~ $end && $psql->{stderr} =~ $end;
+
+	return 0 if $alive && !$ended;
+	@$self{ 'out', 'err' } = @$psql{ 'stdout', 'stderr' };
+	s/$end// for @$self{ 'out', 'err' };
+	@$psql{ 'stdout', 'stderr' } = ('', '');
+	$self->close
+	  if !$ended || $self->{err} =~ /server closed the connection/;
+	return 1;
 }
 
 sub close
