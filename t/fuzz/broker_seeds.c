@@ -2,7 +2,7 @@
  *
  * broker_seeds.c
  *	  Seeds of broker_fuzz: the samples as frames of deliveries and returns,
- *	  and what else a broker says.
+ *	  and what else a broker says, on users' channels as well.
  *
  *-------------------------------------------------------------------------
  */
@@ -65,7 +65,7 @@ put_method(StringInfo out, uint16 channel, uint32 id, void *decoded)
 
 /* Content header and body, in frames of no more than 300 bytes. */
 static void
-put_content(StringInfo out, const TpcWire *wire)
+put_content(StringInfo out, uint16 channel, const TpcWire *wire)
 {
 	char		payload[4096];
 	uint16		class_be = pg_hton16(AMQP_BASIC_CLASS);
@@ -113,9 +113,9 @@ put_content(StringInfo out, const TpcWire *wire)
 	memset(payload, 0, 12);
 	memcpy(payload, &class_be, sizeof(class_be));
 	memcpy(payload + 4, &size_be, sizeof(size_be));
-	put_frame(out, AMQP_FRAME_HEADER, 1, payload, size + 12);
+	put_frame(out, AMQP_FRAME_HEADER, channel, payload, size + 12);
 	for (size_t at = 0; at < wire->body.len; at += 300)
-		put_frame(out, AMQP_FRAME_BODY, 1, wire->body.ptr + at,
+		put_frame(out, AMQP_FRAME_BODY, channel, wire->body.ptr + at,
 				  Min((size_t) 300, wire->body.len - at));
 }
 
@@ -147,11 +147,11 @@ delivery(const char *name, const TpcWire *wire)
 	m.routing_key = amqp_cstring_bytes("tpc_amqp.blog.vote");
 	begin(&out, last_tag % 4);
 	put_method(&out, 1, AMQP_BASIC_DELIVER_METHOD, &m);
-	put_content(&out, wire);
+	put_content(&out, 1, wire);
 	if (last_tag % 5 == 0)		/* two in one */
 	{
 		put_method(&out, 1, AMQP_BASIC_DELIVER_METHOD, &m);
-		put_content(&out, wire);
+		put_content(&out, 1, wire);
 	}
 	end(&out, name);
 }
@@ -172,8 +172,88 @@ returned(const char *name, const TpcWire *wire)
 	m.routing_key = amqp_cstring_bytes("tpc_amqp.nowhere.prepare");
 	begin(&out, 0);
 	put_method(&out, 1, AMQP_BASIC_RETURN_METHOD, &m);
-	put_content(&out, wire);
+	put_content(&out, 1, wire);
 	end(&out, strcmp(name, "prepare") == 0 ? "returned" : "returned-empty");
+}
+
+/*
+ * What users' channels (2 and 3 are open) have: a message consumed, one taken,
+ * one that came back, confirms, answers, the end of a consumer and of a
+ * channel; frames of two channels mixed.
+ */
+static void
+users(const char *name, const TpcWire *wire)
+{
+	amqp_basic_deliver_t deliver;
+	amqp_basic_get_ok_t got;
+	amqp_basic_return_t back;
+	amqp_basic_ack_t ack;
+	amqp_basic_nack_t nack;
+	amqp_queue_declare_ok_t declared;
+	amqp_queue_purge_ok_t purged;
+	amqp_basic_cancel_t cancel;
+	amqp_channel_close_t close;
+	amqp_channel_close_ok_t close_ok;
+	amqp_basic_get_empty_t empty;
+	StringInfoData out;
+
+	if (strcmp(name, "prepare") != 0)
+		return;
+	begin(&out, 1);
+	memset(&deliver, 0, sizeof(deliver));
+	deliver.delivery_tag = 1;
+	deliver.consumer_tag = amqp_cstring_bytes("mine");
+	deliver.exchange = amqp_cstring_bytes("amq.topic");
+	deliver.routing_key = amqp_cstring_bytes("a.b");
+	put_method(&out, 2, AMQP_BASIC_DELIVER_METHOD, &deliver);
+	memset(&got, 0, sizeof(got));
+	got.delivery_tag = 7;
+	got.exchange = amqp_cstring_bytes("");
+	got.routing_key = amqp_cstring_bytes("queue");
+	got.message_count = 3;
+	put_method(&out, 3, AMQP_BASIC_GET_OK_METHOD, &got);
+	put_content(&out, 3, wire);
+	put_content(&out, 2, wire);
+	end(&out, "users-messages");
+
+	begin(&out, 2);
+	memset(&back, 0, sizeof(back));
+	back.reply_code = 312;
+	back.reply_text = amqp_cstring_bytes("NO_ROUTE");
+	back.exchange = amqp_cstring_bytes("amq.direct");
+	back.routing_key = amqp_cstring_bytes("nowhere");
+	put_method(&out, 2, AMQP_BASIC_RETURN_METHOD, &back);
+	put_content(&out, 2, wire);
+	memset(&ack, 0, sizeof(ack));
+	ack.delivery_tag = 1;
+	put_method(&out, 2, AMQP_BASIC_ACK_METHOD, &ack);
+	memset(&nack, 0, sizeof(nack));
+	nack.delivery_tag = 9;
+	nack.multiple = 1;
+	put_method(&out, 2, AMQP_BASIC_NACK_METHOD, &nack);
+	end(&out, "users-confirms");
+
+	begin(&out, 0);
+	memset(&declared, 0, sizeof(declared));
+	declared.queue = amqp_cstring_bytes("amq.gen-x");
+	declared.message_count = 5;
+	put_method(&out, 3, AMQP_QUEUE_DECLARE_OK_METHOD, &declared);
+	memset(&purged, 0, sizeof(purged));
+	put_method(&out, 3, AMQP_QUEUE_PURGE_OK_METHOD, &purged);
+	memset(&empty, 0, sizeof(empty));
+	put_method(&out, 3, AMQP_BASIC_GET_EMPTY_METHOD, &empty);
+	memset(&cancel, 0, sizeof(cancel));
+	cancel.consumer_tag = amqp_cstring_bytes("mine");
+	put_method(&out, 3, AMQP_BASIC_CANCEL_METHOD, &cancel);
+	put_method(&out, 3, AMQP_BASIC_DELIVER_METHOD, &deliver);
+	memset(&close_ok, 0, sizeof(close_ok));
+	put_method(&out, 3, AMQP_CHANNEL_CLOSE_OK_METHOD, &close_ok);
+	memset(&close, 0, sizeof(close));
+	close.reply_code = 404;
+	close.reply_text = amqp_cstring_bytes("NOT_FOUND - no queue");
+	put_method(&out, 2, AMQP_CHANNEL_CLOSE_METHOD, &close);
+	put_method(&out, 2, AMQP_CHANNEL_CLOSE_METHOD, &close);
+	end(&out, "users-answers");
 }
 
 void
@@ -190,6 +270,7 @@ fuzz_seeds(FuzzEmit emit)
 	last_tag = 0;
 	for_each_sample(delivery);
 	for_each_sample(returned);
+	for_each_sample(users);
 
 	memset(&blocked, 0, sizeof(blocked));
 	blocked.reason = amqp_cstring_bytes("low on memory");
