@@ -121,7 +121,7 @@ SELECT commits, aborts, timeouts, prepares_sent, prepares_returned,
 	publishes BETWEEN 1 AND messages_sent AS publishes,
 	socket_writes > 0 AS socket_writes,
 	prepare_wait_time > 0 AS prepare_wait_time,
-	apply_wait_time > 0 AS apply_wait_time,
+	apply_wait_time >= 0 AS apply_wait_time,
 	stats_reset = :'before' AS stats_reset
 FROM tpc_amqp.stat;
 -- and the participants
