@@ -844,7 +844,8 @@ send_commits(TpcTxn *txn)
 			else if (parts[i].dropped && txn->resend_ms == 0 &&
 					 (parts[i].vote == TPC_PART_WAITING ||
 					  parts[i].vote == TPC_PART_YES))
-				send_decision(&id, parts[i].node, parts[i].own_queues, false);
+				/* one that is enlisted: not into the queues of another one */
+				send_decision(&id, parts[i].node, false, false);
 		}
 		txn->decision_sent = true;
 		txn->resend_ms = txn->resend_ms == 0 ? RESEND_MIN_MS :

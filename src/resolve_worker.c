@@ -645,9 +645,17 @@ answer(const TpcItem *item)
 			/*
 			 * One that is not in the record voted read-only, and was done;
 			 * what it has now comes from a repeated prepare.
+			 *
+			 * But in the queues of the transaction that rollback would be
+			 * read by whom they belong to, who is perhaps to commit.  It asks
+			 * again, and is told once all that the record names have
+			 * committed.
 			 */
 			msg.type = takes_part(item, &msg.forgotten) ?
 				TPC_MSG_COMMIT : TPC_MSG_ROLLBACK;
+			if (msg.type == TPC_MSG_ROLLBACK && !msg.forgotten &&
+				msg.own_queues)
+				break;
 			tpc_resolve_send(node, &msg, item->peer, true, NULL);
 			break;
 		case TPC_OUTCOME_ABORTED:

@@ -10,6 +10,7 @@ use File::Basename;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use TpcAmqp;
 use TpcPair;
 use TpcTest;
 
@@ -268,6 +269,33 @@ leaves($ledger, 'the ledger is told after the restart');
 ledger_is('103|0', 'and has committed');
 no_own_queues('no queues are left of a server that died');
 
+# Meanwhile another node asks, which has no part in it, and wants the answer in
+# queues that are not its own.
+my $amqp = TpcAmqp->new($broker);
+($session, $uuid) = begin(1);
+$ledger = start_ledger($uuid, 'voted');
+$session->run("SET LOCAL tpc_amqp.commit_wait = 'decided'");
+ok($session->run('COMMIT'), 'decided again');
+stopped($ledger);
+kill9($ledger);
+no_own_queues('the ledger is in doubt, without queues');
+$blog->cluster->stop('immediate');
+$blog->cluster->start;
+TpcPair::connected($blog);
+$amqp->spy('own', "txn_${uuid}_rollback");
+$amqp->spy('standard', 'tpc_amqp.other.decision');
+$amqp->publish('tpc_amqp.blog.vote', TpcAmqp->message(
+		type => 'inquiry', gtid => "blog/$uuid", from => 'other',
+		user_id => $broker->user, reply_to => $_))
+  for "txn_${uuid}_vote", 'tpc_amqp.other.vote';
+like($amqp->get('standard')->{header}, qr/rollback/,
+	'who takes no part is told to roll back');
+is($amqp->try_get('own'), undef, 'and the ledger does not hear of it');
+$ledger = start_ledger($uuid);
+leaves($ledger, 'the ledger asks');
+ledger_is('104|0', 'and commits');
+$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+
 # … and before: no record of it.
 ($session, $uuid) = begin(1);
 $ledger = start_ledger($uuid, 'voted');
@@ -282,7 +310,7 @@ $lock->query_safe('ROLLBACK');
 kill 'CONT', pid($ledger);
 $blog->cluster->start;
 leaves($ledger, 'the ledger is told that it was rolled back');
-ledger_is('103|0', 'and has');
+ledger_is('104|0', 'and has');
 no_own_queues('and no queues are left');
 $lock->quit;
 

@@ -288,6 +288,7 @@ sub message
 	$properties .= _long($table);
 	for my $property (
 		[ 0x0400, $f{gtid} ],
+		[ 0x0200, $f{reply_to} ],
 		[ 0x0100, $f{timeout} ],
 		[ 0x0020, $f{type} ],
 		[ 0x0010, $f{user_id} ],
