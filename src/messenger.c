@@ -385,34 +385,51 @@ try_connect(void)
 	return true;
 }
 
+static bool
+has_kind(char names[TPC_MAX_KINDS][TPC_KIND_SIZE], const char *name)
+{
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		if (strcmp(names[i], name) == 0)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Consume prepares of the kinds there are, and of no others.  On a new
  * connection none are consumed yet, but queues may be left of former kinds.
+ *
+ * By their names: since we looked last, a kind may have ended and come back in
+ * the place of another.
  */
 static void
 follow_kinds(bool new_connection)
 {
 	TpcKind		kinds[TPC_MAX_KINDS];
+	char		names[TPC_MAX_KINDS][TPC_KIND_SIZE];
 
 	kinds_seen = pg_atomic_read_u32(&node->kinds_changed);
 	LWLockAcquire(&tpc_shared->control, LW_SHARED);
 	memcpy(kinds, node->kinds, sizeof(kinds));
 	LWLockRelease(&tpc_shared->control);
 	for (int i = 0; i < TPC_MAX_KINDS; i++)
+		strlcpy(names[i], kinds[i].name, sizeof(names[i]));
+
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
 	{
-		char	   *consumed = consumed_kinds[i];
-
-		bool		changed = strcmp(consumed, kinds[i].name) != 0;
-
-		if (!changed && !new_connection)
-			continue;
-		if (changed && consumed[0] != '\0')
-			(void) tpc_broker_drop_kind(broker, consumed);
-		strlcpy(consumed, kinds[i].name, TPC_KIND_SIZE);
-		if (consumed[0] != '\0')
-			(void) tpc_broker_add_kind(broker, consumed,
+		if (consumed_kinds[i][0] != '\0' &&
+			!has_kind(names, consumed_kinds[i]))
+			(void) tpc_broker_drop_kind(broker, consumed_kinds[i]);
+	}
+	for (int i = 0; i < TPC_MAX_KINDS; i++)
+	{
+		if (names[i][0] != '\0' &&
+			(new_connection || !has_kind(consumed_kinds, names[i])))
+			(void) tpc_broker_add_kind(broker, names[i],
 									   prepare_prefetch(kinds[i].workers));
 	}
+	memcpy(consumed_kinds, names, sizeof(consumed_kinds));
 }
 
 /* Connected and allowed to work: tell everybody. */

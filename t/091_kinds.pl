@@ -212,6 +212,32 @@ TpcTest::poll_until(
 like($blog->fails(of_kind(++$id, 'slow', handler => 'report')),
 	qr/42704: .*no queue of node/, 'nor a queue');
 
+# One that, while there is no connection, ends and comes back in another's place.
+my $register = sub {
+	$reviews->sql("SELECT tpc_amqp.register_handler('$_[0]',
+		'public.wait(jsonb)', kind => '$_[1]')");
+};
+$register->('first', 'first');
+workers_are(2, 'a kind');
+$register->('report', 'slow');
+workers_are(3, 'and another one');
+consumed('which is consumed');
+$reviews->sql("ALTER SERVER rabbit OPTIONS (SET port '1')");
+$broker->close_connections;
+$reviews->poll("SELECT state <> 'connected' FROM tpc_amqp.node");
+$reviews->sql("SELECT tpc_amqp.unregister_handler('report')");
+workers_are(2, 'it ends');
+$reviews->sql("SELECT tpc_amqp.unregister_handler('first')");
+workers_are(1, 'so does the one before it');
+$register->('report', 'slow');
+workers_are(2, 'it comes back');
+$reviews->sql('ALTER SERVER rabbit OPTIONS (SET port \''
+	  . $broker->port . '\')');
+TpcPair::connected($blog, $reviews);
+consumed('and is consumed again');
+$blog->sql(of_kind(++$id, 'slow', handler => 'report'));
+on_both($id, 'and called');
+
 $lock->quit;
 TpcTest->no_prepared($blog->cluster, $reviews->cluster);
 TpcPair::in_agreement($blog, $reviews);
