@@ -1280,6 +1280,9 @@ take_prepare(const TpcBrokerEvent *event, const TpcMessage *msg)
 		job->epoch = epoch;
 		job->body = body;
 		job->len = len;
+		/* it may have ended since, and nobody looks at its jobs any more */
+		if (kind != TPC_KIND_GENERAL && node->kinds[kind].name[0] == '\0')
+			kind = TPC_KIND_GENERAL;
 		job->kind = kind;
 		dlist_push_tail(kind == TPC_KIND_GENERAL ? &node->job_queue :
 						&node->kind_queue[kind], &job->link);
