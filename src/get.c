@@ -87,7 +87,11 @@ note_taken(OpenQueue *q, uint64 tag)
 	Taken	   *t;
 
 	if (last != NULL && last->subid == subid)
+	{
+		/* of a new channel, if all that came on the last one is settled */
+		last->first = Min(last->first, tag);
 		return;
+	}
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	t = palloc(sizeof(Taken));
 	t->subid = subid;
@@ -372,9 +376,14 @@ tpc_get_at_subxact(bool committed, SubTransactionId subid,
 			continue;
 		}
 		last->subid = parent;
-		if (list_length(q->taken) > 1 &&
-			((Taken *) list_nth(q->taken,
-								list_length(q->taken) - 2))->subid == parent)
+		if (list_length(q->taken) > 1)
+		{
+			Taken	   *outer = list_nth(q->taken, list_length(q->taken) - 2);
+
+			if (outer->subid != parent)
+				continue;
+			outer->first = Min(outer->first, last->first);
 			q->taken = list_delete_last(q->taken);
+		}
 	}
 }

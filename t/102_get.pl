@@ -274,7 +274,28 @@ ok($client->run('SELECT public.take()') && $client->run('COMMIT'),
 	'connection lost after what was taken went back: it can be taken again')
   or diag $client->err;
 done_is('a', '... and is done');
+# Such as come again are acknowledged at once; then nothing is unsettled, and
+# delivery tags begin anew with the connection.
+afresh();
+$shop->sql("INSERT INTO tpc_amqp.consumed VALUES ('q', 'again 1'), ('q', 'again 2')");
+$client->run('BEGIN');
+for my $n (1, 2)
+{
+	$amqp->send('', 'q', TpcAmqp->user('x', message_id => "again $n"));
+	$client->run('SELECT public.take()');
+	is($client->out, '', 'one that has taken effect') unless $client->err;
+	$client->run('SAVEPOINT s') if $n == 1;
+}
+reconnects(sub { $broker->close_connections });
+$amqp = TpcAmqp->new($broker);
+put('a');
+$client->run('SELECT public.take()');
+is($client->out, 'a', '... and one that has not, on a new connection');
+$client->run('ROLLBACK TO s');
+$client->run('COMMIT');
+left_is(1, '... which comes back with its savepoint');
 # the queue is deleted
+afresh('a');
 $client->run('BEGIN; SELECT public.take()');
 $shop->sql("SELECT tpc_amqp.delete_queue('q')");
 $client->run('COMMIT');
