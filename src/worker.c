@@ -25,6 +25,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 
 #include "settings.h"
 #include "txn.h"
@@ -80,6 +81,14 @@ tpc_worker_slot(TpcNode *node, TpcRole role, int number)
 			return &node->consume[number];
 	}
 	return NULL;
+}
+
+/* There is nothing to cancel, but for a wait that lasts too long. */
+static void
+handle_sigint(SIGNAL_ARGS)
+{
+	if (get_timeout_indicator(LOCK_TIMEOUT, false))
+		StatementCancelHandler(postgres_signal_arg);
 }
 
 static void
@@ -139,7 +148,7 @@ tpc_worker_attach(Datum arg, int *number, TpcWorker **self)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	/* there are statements to cancel in a handler only */
 	if (role != TPC_ROLE_PREPARE && role != TPC_ROLE_CONSUME)
-		pqsignal(SIGINT, SIG_IGN);
+		pqsignal(SIGINT, handle_sigint);
 	BackgroundWorkerUnblockSignals();
 
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
