@@ -639,8 +639,10 @@ look_at_rows(Inventory *inv, MemoryContext row_context)
 			failed = lappend(failed, f);
 			continue;
 		}
+		/* one that is larger than the share goes when there is little else */
 		if (inv->nfree == 0 ||
-			(inv->nids > 0 && inv->bytes + size > max_bytes))
+			(inv->nids > 0 && inv->bytes + size > max_bytes &&
+			 (size <= max_bytes || inv->bytes > max_bytes / 8)))
 		{
 			more_rows = true;
 			break;
