@@ -13,6 +13,7 @@ use TpcTest;
 my ($blog, $reviews) = TpcPair::new_pair(
 	conf => <<'EOC',
 tpc_amqp.resolve_interval = '200ms'
+tpc_amqp.max_memory = 16MB
 EOC
 	reviews_setup => <<'EOS');
 CREATE FUNCTION public.announce(arg jsonb) RETURNS void LANGUAGE sql AS
@@ -278,6 +279,46 @@ pass('... and gets another one, once it has room');
 cmp_ok($blog->sql('SELECT count(*) FROM tpc_amqp.publications'), '<', 1500,
 	'... the others wait');
 $amqp->delete_queue('full');
+sent($blog);
+
+# A queue that says nothing: what is large has to get past it, too.
+my $suspend = sub {
+	my ($how) = @_;
+	my $vhost = $blog->broker->vhost;
+
+	$blog->broker->ctl('eval', qq({ok, Q} = rabbit_amqqueue:lookup(
+		rabbit_misc:r(<<"$vhost">>, queue, <<"silent">>)),
+		sys:$how(amqqueue:get_pid(Q)).));
+};
+$amqp->declare('silent');
+$blog->cluster->append_conf('postgresql.conf', 'tpc_amqp.max_payload = 4096');
+$blog->cluster->reload;
+$blog->poll('SHOW tpc_amqp.max_payload', '4MB');
+$suspend->('suspend');
+$blog->sql(q{SELECT tpc_amqp.publish('', 'silent', 'not confirmed')});
+$blog->poll(q{SELECT state = 'sent' FROM tpc_amqp.publications});
+$blog->sql(q{SELECT tpc_amqp.publish('', 'q', repeat('x', 3 * 1024 * 1024));
+	SELECT tpc_amqp.publish('', 'q', 'behind it')});
+is(length $amqp->get('q')->{body}, 3 * 1024 * 1024,
+	'a queue that does not confirm: a large message gets past it');
+is($amqp->get('q')->{body}, 'behind it', '... and what is behind that');
+$suspend->('resume');
+sent($blog);
+$amqp->delete_queue('silent');
+$blog->cluster->append_conf('postgresql.conf', 'tpc_amqp.max_payload = 1024');
+$blog->cluster->reload;
+$blog->poll('SHOW tpc_amqp.max_payload', '1MB');
+
+# Somebody has the table to himself: nothing waits for ever.
+my $offset = TpcTest->log_size($blog->cluster);
+my $dba = $blog->client;
+$dba->run('BEGIN; LOCK TABLE tpc_amqp.publication');
+TpcTest->wait_for_log($blog->cluster,
+	qr/canceling statement due to lock timeout/, $offset);
+$dba->run(q{SELECT tpc_amqp.publish('', 'q', 'unlocked'); COMMIT});
+$dba->close;
+is($amqp->get('q')->{body}, 'unlocked',
+	'the relay gives up a wait for a lock, and goes on later');
 sent($blog);
 
 # ---------------------------------------------------------------------------
