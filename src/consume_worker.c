@@ -183,7 +183,7 @@ take_item(bool *auto_ack, bool *other)
 	item = dsa_get_address(tpc_area(), p);
 	memcpy(&head, item->body, sizeof(head));
 
-	/* of a connection that is gone: the broker delivers it again */
+	/* of a connection or channel that is gone: it is delivered again */
 	stale = node->link != TPC_LINK_UP ||
 		item->epoch != pg_atomic_read_u32(&node->epoch);
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
@@ -191,7 +191,7 @@ take_item(bool *auto_ack, bool *other)
 	if (sub != NULL)
 	{
 		sub->waiting--;
-		wanted = sub->wanted && !stale;
+		wanted = sub->wanted && !stale && sub->opened == head.opened;
 		*auto_ack = sub->auto_ack;
 		strlcpy(queue, sub->name, sizeof(queue));
 		if (wanted)

@@ -100,8 +100,8 @@ sub quiet
 }
 
 $amqp->declare($_)
-  for qw(first once poison dead parallel kept dropped excl tree hostile large
-  ending auto slow);
+  for qw(first poison dead parallel kept dropped excl gone tree hostile large auto
+  slow);
 
 # ---- what a handler gets
 
@@ -268,6 +268,7 @@ is($cluster->safe_psql('copy', 'SELECT count(*) FROM tpc_amqp.consumed'),
 # ---- two at a time
 
 subscribe('parallel', 'held');
+my $hold;
 my $lock = $shop->session;
 $lock->query_safe('SELECT pg_advisory_lock(7)');
 $amqp->send('', 'parallel', body('a', 'b', 'c'));
@@ -305,6 +306,30 @@ $shop->poll("SELECT state = 'refused' FROM tpc_amqp.subscriptions
 $amqp->declare('excl');
 active('excl');
 pass('so is a queue that was deleted');
+
+# What was under way in a channel that is gone says nothing about the next one,
+# which has the same number and the same delivery tags.
+subscribe('gone', 'held');
+$hold = $shop->session;
+$hold->query_safe('SELECT pg_advisory_lock(7)');
+$amqp->send('', 'gone', body('a', 'b'));
+$shop->poll("SELECT running = 2 FROM tpc_amqp.subscriptions
+	WHERE queue = 'gone'");
+$amqp->delete_queue('gone');
+$shop->poll("SELECT state = 'refused' FROM tpc_amqp.subscriptions
+	WHERE queue = 'gone'");
+$amqp->declare('gone');
+active('gone');
+$amqp->send('', 'gone', body('c' .. 'f'));
+$shop->poll("SELECT waiting = 4 FROM tpc_amqp.subscriptions
+	WHERE queue = 'gone'");
+$hold->query_safe('SELECT pg_advisory_unlock(7)');
+$hold->quit;
+taken('gone', 6);
+quiet('gone');
+is( $shop->sql("SELECT processed, state, last_error ~ 'cancelled'
+	FROM tpc_amqp.subscriptions WHERE queue = 'gone'"),
+	'6|active|t', 'deliveries of a channel that is gone are not acknowledged');
 
 # ---- a handler that calls another node
 
@@ -407,7 +432,7 @@ is( $shop->sql("SELECT count(*), count(DISTINCT arg->>'body') FROM public.done")
 # ---- automatic acknowledgement: before the handler runs
 
 subscribe('auto', 'held', 'auto_ack => true, prefetch => 1');
-my $hold = $shop->session;
+$hold = $shop->session;
 $hold->query_safe('SELECT pg_advisory_lock(7)');
 $amqp->send('', 'auto', body('a'));
 $shop->poll("SELECT running = 1 AND lag = 0 FROM tpc_amqp.subscriptions
