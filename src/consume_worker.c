@@ -412,6 +412,18 @@ read_subscription(const char *queue, char **handler, char **consumer_tag)
 }
 
 /*
+ * A table says that the message has been dealt with, and this transaction may
+ * write nothing that it would wait for: the standbys are to have what is on
+ * disk before it is acknowledged.
+ */
+static void
+await_known(void)
+{
+	if (tpc_worker_has_standbys())
+		(void) tpc_worker_await_standbys();
+}
+
+/*
  * run: steps S2 and S3, one transaction.  Raises what the handler raises, and
  * whatever else makes it fail, before the commit.
  */
@@ -448,6 +460,7 @@ run(const TpcMessageIn *m)
 	{
 		if (m->failed_id != 0)
 			tpc_failed_remove(m->failed_id);
+		await_known();
 		tpc_txn_make_synchronous();
 		tpc_worker_end();
 		return RUN_DUPLICATE;
@@ -537,6 +550,8 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
 		state = tpc_failed_note(m, edata);
+		if (state == TPC_FAILED_KNOWN)
+			await_known();
 		tpc_txn_make_synchronous();
 		final = state != TPC_FAILED_RETRY && state != TPC_FAILED_KNOWN;
 		if (final)
@@ -575,7 +590,8 @@ receive(const TpcMessageIn *m)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
-		tpc_failed_receive(m);
+		if (!tpc_failed_receive(m))
+			await_known();
 		tpc_txn_make_synchronous();
 		tpc_worker_end();
 		ok = true;
@@ -682,10 +698,11 @@ work_on_arrived(void)
 				break;
 		}
 	}
-	current_how = dealt_with ? TPC_SETTLE_ACK : TPC_SETTLE_REQUEUE;
 	stop_running();
 	if (!dealt_with)
 		pause_work();
+	else if (!tpc_worker_gave_up_standbys())
+		current_how = TPC_SETTLE_ACK;
 	settle(current_how);
 	return true;
 }

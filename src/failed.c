@@ -335,14 +335,18 @@ dead_letter(const TpcMessageIn *m, const Policy *policy,
 
 /*
  * tpc_failed_receive: step S5 of a message that has been delivered before: it
- * may have ended the server, so its runs are to be counted.
+ * may have ended the server, so its runs are to be counted.  False if it has a
+ * row already.
  */
-void
+bool
 tpc_failed_receive(const TpcMessageIn *message)
 {
+	bool		inserted;
+
 	SPI_connect();
-	(void) insert(message, "retry", 0, 0, NULL);
+	inserted = insert(message, "retry", 0, 0, NULL);
 	SPI_finish();
+	return inserted;
 }
 
 /*

@@ -36,7 +36,7 @@ typedef enum TpcFailedState
 	TPC_FAILED_KNOWN			/* its row is there already */
 } TpcFailedState;
 
-extern void tpc_failed_receive(const TpcMessageIn *message);
+extern bool tpc_failed_receive(const TpcMessageIn *message);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
 									  const ErrorData *edata);
 extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, bool *other);
