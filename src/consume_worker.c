@@ -74,6 +74,7 @@ typedef enum RunResult
 } RunResult;
 
 static TpcNode *node;
+static TpcWorker *self;
 static dsa_pointer current_item = InvalidDsaPointer;	/* to be handed back */
 static TpcSettlement current_how;	/* … if this process ends now */
 static uint64 running_id = 0;	/* subscription we count as running for */
@@ -724,7 +725,7 @@ take_due(bool *other)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		if (tpc_relation_exists("failed_message"))
-			m = tpc_failed_take_due(node, other);
+			m = tpc_failed_take_due(node, self, other);
 		if (m == NULL && !*other)
 		{
 			due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS);
@@ -770,13 +771,16 @@ work_on_due(void)
 		GetCurrentTimestamp())
 		return false;
 	m = take_due(&other);
-	if (m == NULL)
-		return other;
-	if (m->attempt > 1)
-		tpc_subscription_count(node, m->queue, TPC_SUB_RETRIED);
-	if (try_run(m, &edata) == RUN_FAILED)
-		(void) note_failure(m, edata);
-	return true;
+	if (m != NULL)
+	{
+		if (m->attempt > 1)
+			tpc_subscription_count(node, m->queue, TPC_SUB_RETRIED);
+		if (try_run(m, &edata) == RUN_FAILED)
+			(void) note_failure(m, edata);
+		other = true;
+	}
+	pg_atomic_write_u64(&self->retrying, 0);
+	return other;
 }
 
 /* Whether this worker is one too many. */
@@ -805,7 +809,6 @@ wait_ms(void)
 void
 tpc_consume_worker_main(Datum arg)
 {
-	TpcWorker  *self;
 	int			number;
 
 	node = tpc_worker_attach(arg, &number, &self);

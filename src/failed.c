@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -352,10 +353,15 @@ tpc_failed_receive(const TpcMessageIn *message)
 /*
  * tpc_failed_note: step S5: a run of a message has failed; put away what there
  * is to try again, or do what its subscription says for the last time (S7).
+ * TPC_FAILED_KNOWN if that is not for this run to say: its row was there, or
+ * somebody has dropped it, or had it run anew, since.
  */
 TpcFailedState
 tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 {
+	Oid			types[] = {INT8OID, INT4OID};
+	Datum		values[] = {Int64GetDatum(message->failed_id),
+	Int32GetDatum(message->attempt)};
 	Policy		policy;
 	const char *state = "kept";
 	TpcFailedState result = TPC_FAILED_KEPT;
@@ -363,6 +369,20 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 	ErrorData	shown = *edata;
 
 	SPI_connect();
+	if (message->failed_id != 0)
+	{
+		tpc_spi_execute("SELECT 1 FROM tpc_amqp.failed_message"
+						" WHERE id OPERATOR(pg_catalog.=) $1"
+						"  AND attempts OPERATOR(pg_catalog.=) $2"
+						"  AND state OPERATOR(pg_catalog.=) 'retry'"
+						" FOR UPDATE",
+						2, types, values, NULL, false, SPI_OK_SELECT);
+		if (SPI_processed == 0)
+		{
+			SPI_finish();
+			return TPC_FAILED_KNOWN;
+		}
+	}
 	if (!read_policy(message->queue, &policy))
 		;						/* unsubscribed since: it waits for a person */
 	else if (message->attempt <= policy.retries)
@@ -400,22 +420,42 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 }
 
 /*
+ * The rows that workers run.  Their locks do not say it all: between a run's
+ * abort and the transaction that notes its failure, there is none.
+ */
+static Datum
+rows_in_hand(TpcNode *node)
+{
+	Datum		ids[TPC_MAX_CONSUME_WORKERS];
+
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+		ids[i] = Int64GetDatum((int64)
+							   pg_atomic_read_u64(&node->consume[i].retrying));
+	return PointerGetDatum(construct_array(ids, TPC_MAX_CONSUME_WORKERS,
+										   INT8OID, 8, FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
+/*
  * tpc_failed_take_due: step S6: a message that is due for another run, counted
  * as begun, which the caller commits; in the caller's context.  NULL if there
  * is none to run: *other then says whether one was put away, so that there may
- * be more.
+ * be more.  self is the caller's place, which says what it has in hand; the
+ * caller clears that.
  */
 TpcMessageIn *
-tpc_failed_take_due(TpcNode *node, bool *other)
+tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TpcMessageIn *m = NULL;
 	Policy		policy;
 	Oid			types[] = {INT8OID, FLOAT8OID};
+	Oid			hand_types[] = {INT8ARRAYOID};
 	Datum		values[2];
 
 	*other = false;
 	SPI_connect();
+	values[0] = rows_in_hand(node);
 	tpc_spi_execute("SELECT id, queue, message_id, exchange, routing_key,"
 					" CASE WHEN redelivered THEN 1 ELSE 0 END,"
 					" properties, body, attempts, sqlstate, error, detail"
@@ -423,9 +463,10 @@ tpc_failed_take_due(TpcNode *node, bool *other)
 					" WHERE state OPERATOR(pg_catalog.=) 'retry'"
 					"  AND next_attempt_at OPERATOR(pg_catalog.<=)"
 					"   pg_catalog.clock_timestamp()"
+					"  AND id OPERATOR(pg_catalog.<>) ALL ($1)"
 					" ORDER BY next_attempt_at LIMIT 1"
 					" FOR UPDATE SKIP LOCKED",
-					0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+					1, hand_types, values, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		MemoryContext spi = MemoryContextSwitchTo(caller);
@@ -477,6 +518,8 @@ tpc_failed_take_due(TpcNode *node, bool *other)
 		}
 		else
 		{
+			/* before our lock on the row ends */
+			pg_atomic_write_u64(&self->retrying, (uint64) m->failed_id);
 			m->attempt++;
 			values[0] = Int64GetDatum(m->failed_id);
 			values[1] = Float8GetDatum(Max(LEASE_MS,
