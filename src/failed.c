@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -133,7 +134,8 @@ insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
 	   const ErrorData *edata)
 {
 	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
-	BYTEAOID, BYTEAOID, TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID};
+	BYTEAOID, BYTEAOID, TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID,
+	OIDOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
 	bool		dropped = strcmp(state, "dropped") == 0;
@@ -171,17 +173,18 @@ insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
 	}
 	else
 		nulls[10] = nulls[11] = nulls[12] = 'n';
+	values[13] = ObjectIdGetDatum(MyDatabaseId);
 	tpc_spi_execute("INSERT INTO tpc_amqp.failed_message"
 					" (queue, message_id, exchange, routing_key, redelivered,"
 					"  properties, body, state, attempts, next_attempt_at,"
-					"  sqlstate, error, detail, failed_at)"
+					"  sqlstate, error, detail, failed_at, database)"
 					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,"
 					"  CASE WHEN $8 OPERATOR(pg_catalog.=) 'retry' THEN"
 					"   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)"
 					"   pg_catalog.make_interval(secs => $10) END,"
 					"  $11, $12, $13,"
 					"  CASE WHEN $11 IS NOT NULL THEN"
-					"   pg_catalog.clock_timestamp() END)"
+					"   pg_catalog.clock_timestamp() END, $14)"
 					" ON CONFLICT DO NOTHING",
 					lengthof(types), types, values, nulls, false,
 					SPI_OK_INSERT);
@@ -560,6 +563,25 @@ tpc_failed_lock(const TpcMessageIn *message)
 	locked = SPI_processed > 0;
 	SPI_finish();
 	return locked;
+}
+
+/*
+ * tpc_failed_delete_foreign: rows that a copy of a database has from its
+ * original, which runs them.
+ */
+void
+tpc_failed_delete_foreign(void)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(MyDatabaseId)};
+
+	if (!tpc_relation_exists("failed_message"))
+		return;
+	SPI_connect();
+	tpc_spi_execute("DELETE FROM tpc_amqp.failed_message"
+					" WHERE database OPERATOR(pg_catalog.<>) $1",
+					1, types, values, NULL, false, SPI_OK_DELETE);
+	SPI_finish();
 }
 
 /* When the first one is due; DT_NOEND if there is none. */

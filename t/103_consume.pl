@@ -265,6 +265,27 @@ is($cluster->safe_psql('copy', $query),
 is($cluster->safe_psql('copy', 'SELECT count(*) FROM tpc_amqp.consumed'),
 	0, 'what has taken effect is not');
 
+# ---- a copy of the database neither lists nor runs what has failed in it
+
+$latin->sql(q{SELECT tpc_amqp.subscribe('poison', 'picky',
+	on_error => '{"retries": 1, "backoff": "1 h"}')});
+$shop->sql("SELECT tpc_amqp.unsubscribe('poison')");
+$amqp->send('', 'poison', body('bad'));
+$latin->poll('SELECT count(*) = 1 FROM tpc_amqp.failed_messages');
+$latin->sql(q{SELECT tpc_amqp.unsubscribe('poison');
+	SELECT tpc_amqp.unsubscribe(queue) FROM tpc_amqp.subscriptions});
+$latin->detach;
+$cluster->safe_psql('postgres', 'CREATE DATABASE twin TEMPLATE latin');
+my $twin = bless { %$latin, db => 'twin', name => 'twin' }, ref $latin;
+is($twin->sql('SELECT count(*) FROM tpc_amqp.failed_messages'),
+	0, 'a copy of a database does not list its failed messages');
+$twin->attach;
+is($twin->sql('SELECT count(*) FROM tpc_amqp.failed_message'),
+	0, '... and drops them when attached');
+$twin->detach;
+is($latin->sql('SELECT count(*) FROM tpc_amqp.failed_messages'),
+	1, '... but the original has them');
+
 # ---- two at a time
 
 subscribe('parallel', 'held');
