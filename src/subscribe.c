@@ -802,7 +802,8 @@ tpc_subscription_follow(TpcNode *node)
 		if (!tpc_subscriptions_exist())
 		{
 			/* what is in memory for one that ends is still to be handed back */
-			if (!DsaPointerIsValid(node->subscriptions))
+			if (!DsaPointerIsValid(node->subscriptions) &&
+				node->consumed.count == 0)
 				pg_atomic_write_u32(&node->wants_consumers, 0);
 		}
 		else if (pg_atomic_exchange_u32(&node->wants_consumers, 1) == 0)
