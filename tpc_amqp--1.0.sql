@@ -609,10 +609,12 @@ GRANT SELECT ON tpc_amqp.publications TO pg_monitor;
 -- handler failed.  The first is configuration, dumped as handlers are.
 --
 
--- Times in milliseconds.
+-- Times in milliseconds.  run_as: what the handler ran as when it was
+-- subscribed; one that somebody else registers by its name is not meant.
 CREATE TABLE tpc_amqp.subscription (
 	queue text COLLATE "C" NOT NULL,
 	handler text COLLATE "C" NOT NULL,
+	run_as regrole NOT NULL,
 	auto_ack boolean NOT NULL,
 	exclusive boolean NOT NULL,
 	consumer_tag text COLLATE "C" NOT NULL,

@@ -384,19 +384,21 @@ set_lock_timeout(void)
 }
 
 /*
- * The handler and consumer tag of a queue's subscription, in the caller's
+ * The handler, its role and the consumer tag of a queue's subscription, in the caller's
  * context; false if there is none.
  */
 static bool
-read_subscription(const char *queue, char **handler, char **consumer_tag)
+read_subscription(const char *queue, char **handler, Oid *run_as,
+				  char **consumer_tag)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(queue)};
 	bool		found;
+	bool		isnull;
 
 	SPI_connect();
-	tpc_spi_execute("SELECT handler, consumer_tag FROM tpc_amqp.subscription"
+	tpc_spi_execute("SELECT handler, consumer_tag, run_as FROM tpc_amqp.subscription"
 					" WHERE queue OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, true, SPI_OK_SELECT);
 	found = SPI_processed > 0;
@@ -407,6 +409,7 @@ read_subscription(const char *queue, char **handler, char **consumer_tag)
 
 		*handler = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 1));
 		*consumer_tag = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 2));
+		*run_as = DatumGetObjectId(SPI_getbinval(row, desc, 3, &isnull));
 	}
 	SPI_finish();
 	return found;
@@ -434,6 +437,7 @@ run(const TpcMessageIn *m)
 	Oid			save_userid;
 	int			save_sec_context;
 	Oid			running_as = InvalidOid;
+	Oid			run_as;
 	char	   *handler;
 	char	   *consumer_tag;
 	char	   *arg;
@@ -447,7 +451,7 @@ run(const TpcMessageIn *m)
 	/* what an earlier handler has left would be found before anything else */
 	ResetTempTableNamespace();
 
-	if (!read_subscription(m->queue, &handler, &consumer_tag))
+	if (!read_subscription(m->queue, &handler, &run_as, &consumer_tag))
 	{
 		tpc_worker_end();
 		return RUN_UNSUBSCRIBED;
@@ -474,8 +478,8 @@ run(const TpcMessageIn *m)
 	pgstat_report_activity(STATE_RUNNING, activity);
 	TPC_FAILPOINT("S2.before");
 	arg = make_argument(m, consumer_tag);
-	tpc_handler_run(handler, NULL, NULL, arg, strlen(arg), &running_as,
-					&result);
+	tpc_handler_run(handler, NULL, NULL, run_as, arg, strlen(arg),
+					&running_as, &result);
 	TPC_FAILPOINT("S2.after");
 
 	/* as in a prepare worker: what the handler has deferred is its own work */

@@ -184,11 +184,11 @@ is($amqp->get('q')->{body}, 'x', '... and is once the standby is back');
 # Nor is a message acknowledged that the standby does not have, be the worker
 # that took it terminated, or be it found in a table.
 
-$reviews->sql(q{CREATE TABLE public.taken (arg jsonb);
-	CREATE FUNCTION public.take(arg jsonb) RETURNS void LANGUAGE sql AS
-		$$INSERT INTO public.taken VALUES ($1)$$;
-	SELECT tpc_amqp.register_handler('take', 'public.take(jsonb)');
-	SELECT tpc_amqp.subscribe('q', 'take')});
+$reviews->sql(q{CREATE TABLE public.consumed (arg jsonb);
+	CREATE FUNCTION public.consume(arg jsonb) RETURNS void LANGUAGE sql AS
+		$$INSERT INTO public.consumed VALUES ($1)$$;
+	SELECT tpc_amqp.register_handler('consume', 'public.consume(jsonb)');
+	SELECT tpc_amqp.subscribe('q', 'consume')});
 $reviews->poll("SELECT state = 'active' FROM tpc_amqp.subscriptions");
 
 # Messages of the queue that are not acknowledged.
@@ -211,7 +211,7 @@ is(left(), 1, '... nor one that is found in a table');
 $standby->start;
 TpcTest::poll_until(sub { left() == 0 }, 'an acknowledgement');
 $reviews->poll('SELECT NOT EXISTS (SELECT FROM tpc_amqp.failed_messages)');
-is($reviews->sql('SELECT count(*) FROM public.taken'),
+is($reviews->sql('SELECT count(*) FROM public.consumed'),
 	1, '... and is once the standby is back');
 
 done_testing();

@@ -194,6 +194,20 @@ $id = $shop->sql('SELECT id FROM tpc_amqp.failed_messages');
 is( $shop->sql("SELECT tpc_amqp.retry_message($id), tpc_amqp.drop_message($id)"),
 	'f|t', 'there is nothing to run again');
 
+# ---- a handler that somebody else has registered by the name
+
+$shop->sql(q{CREATE ROLE other;
+	GRANT USAGE ON SCHEMA public TO other;
+	SELECT tpc_amqp.subscribe('dropped', 'take', on_error => '{"retries": 0}');
+	SELECT tpc_amqp.register_handler('take', 'public.take(jsonb)', 'other')});
+$amqp->send('', 'dropped', body('x'));
+$shop->poll("SELECT state = 'kept' AND sqlstate = '42501' AND error ~
+	'handler \"take\" runs as another role than when it was subscribed'
+	FROM tpc_amqp.failed_messages");
+pass('a handler is not run as a role that nobody subscribed it as');
+$shop->sql(q{SELECT tpc_amqp.drop_message(id) FROM tpc_amqp.failed_messages;
+	SELECT tpc_amqp.register_handler('take', 'public.take(jsonb)')});
+
 # ---- later and later
 
 subscribe('kept', 'picky', q(on_error => '{"retries": 3, "backoff": "1 h",
