@@ -279,6 +279,22 @@ is($cluster->safe_psql('copy', $query),
 is($cluster->safe_psql('copy', 'SELECT count(*) FROM tpc_amqp.consumed'),
 	0, 'what has taken effect is not');
 
+# ---- detaching ends what runs, and the message goes back
+
+$latin->sql("SELECT tpc_amqp.subscribe('auto', 'held')");
+my $hold = $latin->session;
+$hold->query_safe('SELECT pg_advisory_lock(7)');
+$amqp->send('', 'auto', body('detached'));
+$latin->poll("SELECT running = 1 FROM tpc_amqp.subscriptions
+	WHERE queue = 'auto'");
+$latin->detach;
+is($amqp->get('auto')->{body}, 'detached', 'detached while a handler runs');
+$hold->quit;
+is($latin->sql("SELECT count(*) FROM public.done
+	WHERE arg->>'queue' = 'auto'"), 0, '... which has no effect');
+$latin->sql("SELECT tpc_amqp.unsubscribe('auto')");
+$latin->attach;
+
 # ---- a copy of the database neither lists nor runs what has failed in it
 
 $latin->sql(q{SELECT tpc_amqp.subscribe('poison', 'picky',
@@ -303,7 +319,6 @@ is($latin->sql('SELECT count(*) FROM tpc_amqp.failed_messages'),
 # ---- two at a time
 
 subscribe('parallel', 'held');
-my $hold;
 my $lock = $shop->session;
 $lock->query_safe('SELECT pg_advisory_lock(7)');
 $amqp->send('', 'parallel', body('a', 'b', 'c'));
