@@ -609,10 +609,12 @@ GRANT SELECT ON tpc_amqp.publications TO pg_monitor;
 -- handler failed.  The first is configuration, dumped as handlers are.
 --
 
--- Times in milliseconds.
+-- Times in milliseconds.  run_as: what the handler ran as when it was
+-- subscribed; one that somebody else registers by its name is not meant.
 CREATE TABLE tpc_amqp.subscription (
 	queue text COLLATE "C" NOT NULL,
 	handler text COLLATE "C" NOT NULL,
+	run_as regrole NOT NULL,
 	auto_ack boolean NOT NULL,
 	exclusive boolean NOT NULL,
 	consumer_tag text COLLATE "C" NOT NULL,
@@ -631,9 +633,10 @@ SELECT pg_catalog.pg_extension_config_dump('tpc_amqp.subscription', '');
 
 -- Messages that have left the broker without having taken effect.  state is
 -- retry (it is run again), kept (it waits for a person) or dropped (it is
--- gone, its body too).
+-- gone, its body too).  database: as in publication.
 CREATE TABLE tpc_amqp.failed_message (
 	id bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+	database oid NOT NULL,
 	queue text COLLATE "C" NOT NULL,
 	message_id text COLLATE "C",
 	exchange text COLLATE "C" NOT NULL,
@@ -723,7 +726,10 @@ CREATE VIEW tpc_amqp.failed_messages AS
 	SELECT f.id, f.queue, f.message_id, f.exchange, f.routing_key, f.state,
 		   f.attempts, f.received_at, f.next_attempt_at, f.sqlstate, f.error,
 		   f.detail, f.failed_at, pg_catalog.octet_length(f.body) AS size
-	FROM tpc_amqp.failed_message f;
+	FROM tpc_amqp.failed_message f
+	WHERE f.database OPERATOR(pg_catalog.=) (
+		SELECT d.oid FROM pg_catalog.pg_database d
+		WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
 COMMENT ON VIEW tpc_amqp.failed_messages IS
 'messages whose handler failed: to be run again, kept, or dropped';
 

@@ -144,10 +144,11 @@ RESET ROLE;
 --
 -- Failed messages
 --
-INSERT INTO tpc_amqp.failed_message (queue, exchange, routing_key, redelivered,
-	body, state, attempts)
-VALUES ('regress.b', '', 'regress.b', false, 'abc', 'kept', 6),
-	   ('regress.b', '', 'regress.b', false, NULL, 'dropped', 6);
+INSERT INTO tpc_amqp.failed_message (database, queue, exchange, routing_key,
+	redelivered, body, state, attempts)
+SELECT d.oid, 'regress.b', '', 'regress.b', false, m.*, 6
+FROM pg_database d, (VALUES ('abc'::bytea, 'kept'), (NULL, 'dropped')) m
+WHERE d.datname = current_database();
 SELECT state, attempts, tpc_amqp.retry_message(id)
 FROM tpc_amqp.failed_messages ORDER BY id;
 SELECT state, attempts, size, next_attempt_at <= clock_timestamp()

@@ -74,6 +74,7 @@ typedef enum RunResult
 } RunResult;
 
 static TpcNode *node;
+static TpcWorker *self;
 static dsa_pointer current_item = InvalidDsaPointer;	/* to be handed back */
 static TpcSettlement current_how;	/* … if this process ends now */
 static uint64 running_id = 0;	/* subscription we count as running for */
@@ -183,7 +184,7 @@ take_item(bool *auto_ack, bool *other)
 	item = dsa_get_address(tpc_area(), p);
 	memcpy(&head, item->body, sizeof(head));
 
-	/* of a connection that is gone: the broker delivers it again */
+	/* of a connection or channel that is gone: it is delivered again */
 	stale = node->link != TPC_LINK_UP ||
 		item->epoch != pg_atomic_read_u32(&node->epoch);
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
@@ -191,7 +192,7 @@ take_item(bool *auto_ack, bool *other)
 	if (sub != NULL)
 	{
 		sub->waiting--;
-		wanted = sub->wanted && !stale;
+		wanted = sub->wanted && !stale && sub->opened == head.opened;
 		*auto_ack = sub->auto_ack;
 		strlcpy(queue, sub->name, sizeof(queue));
 		if (wanted)
@@ -383,19 +384,21 @@ set_lock_timeout(void)
 }
 
 /*
- * The handler and consumer tag of a queue's subscription, in the caller's
+ * The handler, its role and the consumer tag of a queue's subscription, in the caller's
  * context; false if there is none.
  */
 static bool
-read_subscription(const char *queue, char **handler, char **consumer_tag)
+read_subscription(const char *queue, char **handler, Oid *run_as,
+				  char **consumer_tag)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(queue)};
 	bool		found;
+	bool		isnull;
 
 	SPI_connect();
-	tpc_spi_execute("SELECT handler, consumer_tag FROM tpc_amqp.subscription"
+	tpc_spi_execute("SELECT handler, consumer_tag, run_as FROM tpc_amqp.subscription"
 					" WHERE queue OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, true, SPI_OK_SELECT);
 	found = SPI_processed > 0;
@@ -406,9 +409,22 @@ read_subscription(const char *queue, char **handler, char **consumer_tag)
 
 		*handler = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 1));
 		*consumer_tag = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 2));
+		*run_as = DatumGetObjectId(SPI_getbinval(row, desc, 3, &isnull));
 	}
 	SPI_finish();
 	return found;
+}
+
+/*
+ * A table says that the message has been dealt with, and this transaction may
+ * write nothing that it would wait for: the standbys are to have what is on
+ * disk before it is acknowledged.
+ */
+static void
+await_known(void)
+{
+	if (tpc_worker_has_standbys())
+		(void) tpc_worker_await_standbys();
 }
 
 /*
@@ -421,6 +437,7 @@ run(const TpcMessageIn *m)
 	Oid			save_userid;
 	int			save_sec_context;
 	Oid			running_as = InvalidOid;
+	Oid			run_as;
 	char	   *handler;
 	char	   *consumer_tag;
 	char	   *arg;
@@ -434,7 +451,7 @@ run(const TpcMessageIn *m)
 	/* what an earlier handler has left would be found before anything else */
 	ResetTempTableNamespace();
 
-	if (!read_subscription(m->queue, &handler, &consumer_tag))
+	if (!read_subscription(m->queue, &handler, &run_as, &consumer_tag))
 	{
 		tpc_worker_end();
 		return RUN_UNSUBSCRIBED;
@@ -448,6 +465,7 @@ run(const TpcMessageIn *m)
 	{
 		if (m->failed_id != 0)
 			tpc_failed_remove(m->failed_id);
+		await_known();
 		tpc_txn_make_synchronous();
 		tpc_worker_end();
 		return RUN_DUPLICATE;
@@ -460,8 +478,8 @@ run(const TpcMessageIn *m)
 	pgstat_report_activity(STATE_RUNNING, activity);
 	TPC_FAILPOINT("S2.before");
 	arg = make_argument(m, consumer_tag);
-	tpc_handler_run(handler, NULL, NULL, arg, strlen(arg), &running_as,
-					&result);
+	tpc_handler_run(handler, NULL, NULL, run_as, arg, strlen(arg),
+					&running_as, &result);
 	TPC_FAILPOINT("S2.after");
 
 	/* as in a prepare worker: what the handler has deferred is its own work */
@@ -537,6 +555,8 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
 		state = tpc_failed_note(m, edata);
+		if (state == TPC_FAILED_KNOWN)
+			await_known();
 		tpc_txn_make_synchronous();
 		final = state != TPC_FAILED_RETRY && state != TPC_FAILED_KNOWN;
 		if (final)
@@ -575,7 +595,8 @@ receive(const TpcMessageIn *m)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
-		tpc_failed_receive(m);
+		if (!tpc_failed_receive(m))
+			await_known();
 		tpc_txn_make_synchronous();
 		tpc_worker_end();
 		ok = true;
@@ -682,10 +703,11 @@ work_on_arrived(void)
 				break;
 		}
 	}
-	current_how = dealt_with ? TPC_SETTLE_ACK : TPC_SETTLE_REQUEUE;
 	stop_running();
 	if (!dealt_with)
 		pause_work();
+	else if (!tpc_worker_gave_up_standbys())
+		current_how = TPC_SETTLE_ACK;
 	settle(current_how);
 	return true;
 }
@@ -707,7 +729,7 @@ take_due(bool *other)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		if (tpc_relation_exists("failed_message"))
-			m = tpc_failed_take_due(node, other);
+			m = tpc_failed_take_due(node, self, other);
 		if (m == NULL && !*other)
 		{
 			due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS);
@@ -753,13 +775,16 @@ work_on_due(void)
 		GetCurrentTimestamp())
 		return false;
 	m = take_due(&other);
-	if (m == NULL)
-		return other;
-	if (m->attempt > 1)
-		tpc_subscription_count(node, m->queue, TPC_SUB_RETRIED);
-	if (try_run(m, &edata) == RUN_FAILED)
-		(void) note_failure(m, edata);
-	return true;
+	if (m != NULL)
+	{
+		if (m->attempt > 1)
+			tpc_subscription_count(node, m->queue, TPC_SUB_RETRIED);
+		if (try_run(m, &edata) == RUN_FAILED)
+			(void) note_failure(m, edata);
+		other = true;
+	}
+	pg_atomic_write_u64(&self->retrying, 0);
+	return other;
 }
 
 /* Whether this worker is one too many. */
@@ -788,7 +813,6 @@ wait_ms(void)
 void
 tpc_consume_worker_main(Datum arg)
 {
-	TpcWorker  *self;
 	int			number;
 
 	node = tpc_worker_attach(arg, &number, &self);

@@ -63,6 +63,7 @@ typedef struct Consumer
 	bool		wanted;
 	ConsumerState state;
 	uint16		channel;		/* 0: none */
+	uint64		opened;			/* serial: numbers are used again */
 	int			unsettled;		/* deliveries of this channel in items */
 	TimestampTz next_attempt;
 	int			backoff_ms;
@@ -76,6 +77,7 @@ typedef struct Consumer
 static List *consumers = NIL;
 static uint32 listed_seen = 0;
 static uint32 epoch = 0;		/* of the present connection */
+static uint64 channels_opened = 0;
 static int	new_items = 0;		/* consume workers to be woken */
 
 static TpcSlice
@@ -93,6 +95,7 @@ set_state(TpcNode *node, Consumer *c, TpcSubscriptionState state)
 {
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
 	c->sub->state = state;
+	c->sub->opened = c->channel != 0 ? c->opened : 0;
 	if (state != TPC_SUBSCRIPTION_ACTIVE)
 		c->sub->messages = -1;
 	LWLockRelease(&node->subscriptions_lock);
@@ -126,6 +129,7 @@ refused(TpcNode *node, Consumer *c, int sqlstate, const char *text)
 	schedule(c);
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
 	c->sub->state = TPC_SUBSCRIPTION_REFUSED;
+	c->sub->opened = 0;
 	c->sub->messages = -1;
 	tpc_subscription_note_error(c->sub, unpack_sql_state(sqlstate), text);
 	LWLockRelease(&node->subscriptions_lock);
@@ -203,7 +207,7 @@ take_message(TpcNode *node, TpcBroker *broker, Consumer *c,
 	head.epoch = epoch;
 	memset(&consumed, 0, sizeof(consumed));
 	consumed.subscription = c->id;
-	consumed.channel = c->channel;
+	consumed.opened = c->opened;
 	consumed.redelivered = event->redelivered;
 	consumed.exchange_len = event->exchange.len;
 	consumed.routing_key_len = event->routing_key.len;
@@ -326,7 +330,8 @@ serve_settled(TpcNode *node, TpcBroker *broker)
 			{
 				Consumer   *c = lfirst(lc);
 
-				if (c->id != head.subscription || c->channel != head.channel)
+				if (c->state == CONSUMER_NONE ||
+					c->opened != head.opened)
 					continue;
 				TPC_FAILPOINT("S4.before");
 				(void) tpc_channel_settle(broker, c->channel,
@@ -393,6 +398,7 @@ subscribe(TpcNode *node, TpcBroker *broker, Consumer *c)
 				"all channels of the connection are in use");
 		return;
 	}
+	c->opened = ++channels_opened;
 	memset(&call, 0, sizeof(call));
 	call.kind = TPC_CALL_CONSUME;
 	call.queue = slice_of(sub->queue, strlen(sub->queue));

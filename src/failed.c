@@ -21,6 +21,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -132,7 +134,8 @@ insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
 	   const ErrorData *edata)
 {
 	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
-	BYTEAOID, BYTEAOID, TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID};
+	BYTEAOID, BYTEAOID, TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID,
+	OIDOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
 	bool		dropped = strcmp(state, "dropped") == 0;
@@ -170,17 +173,18 @@ insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
 	}
 	else
 		nulls[10] = nulls[11] = nulls[12] = 'n';
+	values[13] = ObjectIdGetDatum(MyDatabaseId);
 	tpc_spi_execute("INSERT INTO tpc_amqp.failed_message"
 					" (queue, message_id, exchange, routing_key, redelivered,"
 					"  properties, body, state, attempts, next_attempt_at,"
-					"  sqlstate, error, detail, failed_at)"
+					"  sqlstate, error, detail, failed_at, database)"
 					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,"
 					"  CASE WHEN $8 OPERATOR(pg_catalog.=) 'retry' THEN"
 					"   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)"
 					"   pg_catalog.make_interval(secs => $10) END,"
 					"  $11, $12, $13,"
 					"  CASE WHEN $11 IS NOT NULL THEN"
-					"   pg_catalog.clock_timestamp() END)"
+					"   pg_catalog.clock_timestamp() END, $14)"
 					" ON CONFLICT DO NOTHING",
 					lengthof(types), types, values, nulls, false,
 					SPI_OK_INSERT);
@@ -335,23 +339,32 @@ dead_letter(const TpcMessageIn *m, const Policy *policy,
 
 /*
  * tpc_failed_receive: step S5 of a message that has been delivered before: it
- * may have ended the server, so its runs are to be counted.
+ * may have ended the server, so its runs are to be counted.  False if it has a
+ * row already.
  */
-void
+bool
 tpc_failed_receive(const TpcMessageIn *message)
 {
+	bool		inserted;
+
 	SPI_connect();
-	(void) insert(message, "retry", 0, 0, NULL);
+	inserted = insert(message, "retry", 0, 0, NULL);
 	SPI_finish();
+	return inserted;
 }
 
 /*
  * tpc_failed_note: step S5: a run of a message has failed; put away what there
  * is to try again, or do what its subscription says for the last time (S7).
+ * TPC_FAILED_KNOWN if that is not for this run to say: its row was there, or
+ * somebody has dropped it, or had it run anew, since.
  */
 TpcFailedState
 tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 {
+	Oid			types[] = {INT8OID, INT4OID};
+	Datum		values[] = {Int64GetDatum(message->failed_id),
+	Int32GetDatum(message->attempt)};
 	Policy		policy;
 	const char *state = "kept";
 	TpcFailedState result = TPC_FAILED_KEPT;
@@ -359,6 +372,20 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 	ErrorData	shown = *edata;
 
 	SPI_connect();
+	if (message->failed_id != 0)
+	{
+		tpc_spi_execute("SELECT 1 FROM tpc_amqp.failed_message"
+						" WHERE id OPERATOR(pg_catalog.=) $1"
+						"  AND attempts OPERATOR(pg_catalog.=) $2"
+						"  AND state OPERATOR(pg_catalog.=) 'retry'"
+						" FOR UPDATE",
+						2, types, values, NULL, false, SPI_OK_SELECT);
+		if (SPI_processed == 0)
+		{
+			SPI_finish();
+			return TPC_FAILED_KNOWN;
+		}
+	}
 	if (!read_policy(message->queue, &policy))
 		;						/* unsubscribed since: it waits for a person */
 	else if (message->attempt <= policy.retries)
@@ -396,22 +423,42 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 }
 
 /*
+ * The rows that workers run.  Their locks do not say it all: between a run's
+ * abort and the transaction that notes its failure, there is none.
+ */
+static Datum
+rows_in_hand(TpcNode *node)
+{
+	Datum		ids[TPC_MAX_CONSUME_WORKERS];
+
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+		ids[i] = Int64GetDatum((int64)
+							   pg_atomic_read_u64(&node->consume[i].retrying));
+	return PointerGetDatum(construct_array(ids, TPC_MAX_CONSUME_WORKERS,
+										   INT8OID, 8, FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
+/*
  * tpc_failed_take_due: step S6: a message that is due for another run, counted
  * as begun, which the caller commits; in the caller's context.  NULL if there
  * is none to run: *other then says whether one was put away, so that there may
- * be more.
+ * be more.  self is the caller's place, which says what it has in hand; the
+ * caller clears that.
  */
 TpcMessageIn *
-tpc_failed_take_due(TpcNode *node, bool *other)
+tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TpcMessageIn *m = NULL;
 	Policy		policy;
 	Oid			types[] = {INT8OID, FLOAT8OID};
+	Oid			hand_types[] = {INT8ARRAYOID};
 	Datum		values[2];
 
 	*other = false;
 	SPI_connect();
+	values[0] = rows_in_hand(node);
 	tpc_spi_execute("SELECT id, queue, message_id, exchange, routing_key,"
 					" CASE WHEN redelivered THEN 1 ELSE 0 END,"
 					" properties, body, attempts, sqlstate, error, detail"
@@ -419,9 +466,10 @@ tpc_failed_take_due(TpcNode *node, bool *other)
 					" WHERE state OPERATOR(pg_catalog.=) 'retry'"
 					"  AND next_attempt_at OPERATOR(pg_catalog.<=)"
 					"   pg_catalog.clock_timestamp()"
+					"  AND id OPERATOR(pg_catalog.<>) ALL ($1)"
 					" ORDER BY next_attempt_at LIMIT 1"
 					" FOR UPDATE SKIP LOCKED",
-					0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+					1, hand_types, values, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		MemoryContext spi = MemoryContextSwitchTo(caller);
@@ -473,6 +521,8 @@ tpc_failed_take_due(TpcNode *node, bool *other)
 		}
 		else
 		{
+			/* before our lock on the row ends */
+			pg_atomic_write_u64(&self->retrying, (uint64) m->failed_id);
 			m->attempt++;
 			values[0] = Int64GetDatum(m->failed_id);
 			values[1] = Float8GetDatum(Max(LEASE_MS,
@@ -513,6 +563,25 @@ tpc_failed_lock(const TpcMessageIn *message)
 	locked = SPI_processed > 0;
 	SPI_finish();
 	return locked;
+}
+
+/*
+ * tpc_failed_delete_foreign: rows that a copy of a database has from its
+ * original, which runs them.
+ */
+void
+tpc_failed_delete_foreign(void)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(MyDatabaseId)};
+
+	if (!tpc_relation_exists("failed_message"))
+		return;
+	SPI_connect();
+	tpc_spi_execute("DELETE FROM tpc_amqp.failed_message"
+					" WHERE database OPERATOR(pg_catalog.<>) $1",
+					1, types, values, NULL, false, SPI_OK_DELETE);
+	SPI_finish();
 }
 
 /* When the first one is due; DT_NOEND if there is none. */

@@ -36,12 +36,14 @@ typedef enum TpcFailedState
 	TPC_FAILED_KNOWN			/* its row is there already */
 } TpcFailedState;
 
-extern void tpc_failed_receive(const TpcMessageIn *message);
+extern bool tpc_failed_receive(const TpcMessageIn *message);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
 									  const ErrorData *edata);
-extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, bool *other);
+extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, TpcWorker *self,
+										  bool *other);
 extern bool tpc_failed_lock(const TpcMessageIn *message);
 extern void tpc_failed_remove(int64 id);
+extern void tpc_failed_delete_foreign(void);
 extern TimestampTz tpc_failed_next_due(void);
 
 #endif							/* TPC_FAILED_H */

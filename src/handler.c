@@ -509,9 +509,9 @@ tpc_unregister_handler(PG_FUNCTION_ARGS)
 /*
  * tpc_handler_check_owner: raises 42501 unless the current role could become
  * the one the handler runs as: a subscription lets whoever may publish to a
- * queue run it.  False if there is no such handler.
+ * queue run it.  Returns that one; InvalidOid if there is no such handler.
  */
-bool
+Oid
 tpc_handler_check_owner(const char *name, const char *action)
 {
 	Relation	rel = tpc_relation_open("handler", AccessShareLock);
@@ -519,9 +519,10 @@ tpc_handler_check_owner(const char *name, const char *action)
 	bool		found = find_handler(rel, name, &row);
 
 	table_close(rel, AccessShareLock);
-	if (found)
-		check_role(row.run_as, action);
-	return found;
+	if (!found)
+		return InvalidOid;
+	check_role(row.run_as, action);
+	return row.run_as;
 }
 
 /*
@@ -639,7 +640,8 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * tpc_handler_run: step P2.  Run a handler on an argument, JSON text in the
  * server's encoding, for a node, as one of this kind ("": none; NULL: whatever
  * it is), or (caller is NULL) for a subscription, which the handler's callers
- * do not concern.  *result is the text of what it returns,
+ * do not concern; but then as role only_as, unless that is InvalidOid: who
+ * subscribed need not be one who may decide on any other.  *result is the text of what it returns,
  * palloc'd in the caller's context, or NULL.
  *
  * The caller has begun a transaction (no subtransaction) as a superuser, with
@@ -649,8 +651,8 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * its own role on again after the end of the transaction.
  *
  * Raises what the handler raises; 42883 if there is no such handler or its
- * function is gone, 42704 if its role is, 55000 if it is of another kind, 42501 if the node may not call it or
- * the role may not execute it.
+ * function is gone, 42704 if its role is, 55000 if it is of another kind, 42501 if the node may not call it, the
+ * role may not execute it, or it is not only_as.
  *
  * What handlers set (SET, SET LOCAL) holds for further ones of the same role
  * and for the triggers they defer, and is taken back before another role's
@@ -661,7 +663,7 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  */
 void
 tpc_handler_run(const char *name, const char *caller, const char *kind,
-				const char *arg, size_t arg_len, Oid *running_as,
+				Oid only_as, const char *arg, size_t arg_len, Oid *running_as,
 				char **result)
 {
 	MemoryContext call_context;
@@ -678,6 +680,12 @@ tpc_handler_run(const char *name, const char *caller, const char *kind,
 	old_context = MemoryContextSwitchTo(call_context);
 
 	funcid = find_callable(name, caller, kind, &run_as);
+	if (OidIsValid(only_as) && run_as != only_as)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("handler \"%s\" runs as another role than when it was subscribed",
+						name),
+				 errhint("Subscribe it again.")));
 
 	/*
 	 * Deferred triggers run as whoever is current when they fire, so those of

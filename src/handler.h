@@ -14,9 +14,9 @@
 
 extern List *tpc_handler_kinds(void);
 extern void tpc_handler_run(const char *name, const char *caller,
-							const char *kind, const char *arg, size_t arg_len,
-							Oid *running_as, char **result);
+							const char *kind, Oid only_as, const char *arg,
+							size_t arg_len, Oid *running_as, char **result);
 extern void tpc_handler_end(Oid running_as);
-extern bool tpc_handler_check_owner(const char *name, const char *action);
+extern Oid	tpc_handler_check_owner(const char *name, const char *action);
 
 #endif							/* TPC_HANDLER_H */

@@ -314,7 +314,8 @@ run_calls(const Work *work, bool *must_prepare)
 		snprintf(activity, sizeof(activity), "handler %s for %s",
 				 handler, work->gtid);
 		pgstat_report_activity(STATE_RUNNING, activity);
-		tpc_handler_run(handler, work->id.coordinator, kind_name, arg,
+		tpc_handler_run(handler, work->id.coordinator, kind_name,
+						InvalidOid, arg,
 						strlen(arg), &running_as, &result);
 		if (result == NULL)
 			continue;

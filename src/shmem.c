@@ -96,7 +96,10 @@ tpc_node_init_workers(TpcNode *node)
 	pg_atomic_init_u32(&node->relay.idle, 0);
 	memset(node->consume, 0, sizeof(node->consume));
 	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+	{
 		pg_atomic_init_u32(&node->consume[i].idle, 0);
+		pg_atomic_init_u64(&node->consume[i].retrying, 0);
+	}
 	memset(node->prepare_kind, TPC_KIND_GENERAL, sizeof(node->prepare_kind));
 	pg_atomic_init_u32(&node->wants_relay, 0);
 	pg_atomic_init_u32(&node->wants_consumers, 0);

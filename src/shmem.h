@@ -54,6 +54,8 @@ typedef struct TpcWorker
 	TimestampTz started;		/* launcher: last time it was asked for */
 	bool		requested;		/* launcher or attach: registered with the
 								 * postmaster, not yet running */
+	pg_atomic_uint64 retrying;	/* consume worker: failed_message it runs; 0:
+								 * none */
 } TpcWorker;
 
 /* A kind of calls that has a queue and workers of its own. */

@@ -306,11 +306,13 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 	char	   *handler;
 	char	   *tag;
 	char	   *old_handler;
+	Oid			run_as;
 	int			prefetch;
 	OnError		on_error;
 	StringInfoData table;
 	Oid			types[] = {TEXTOID, TEXTOID, BOOLOID, BOOLOID, TEXTOID,
-	JSONBOID, INT4OID, INT4OID, INT8OID, INT8OID, TEXTOID, TEXTOID, TEXTOID};
+	JSONBOID, INT4OID, INT4OID, INT8OID, INT8OID, TEXTOID, TEXTOID, TEXTOID,
+	OIDOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
 
@@ -345,8 +347,10 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 	initStringInfo(&table);
 	tpc_table_encode(&table, (struct varlena *) PG_GETARG_JSONB_P(5));
 
-	if (!tpc_handler_check_owner(handler,
-								 psprintf("subscribe handler \"%s\"", handler)))
+	run_as = tpc_handler_check_owner(handler,
+									 psprintf("subscribe handler \"%s\"",
+											  handler));
+	if (!OidIsValid(run_as))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("handler \"%s\" does not exist", handler),
@@ -379,17 +383,19 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 		values[11] = values[12] = (Datum) 0;
 		nulls[11] = nulls[12] = 'n';
 	}
+	values[13] = ObjectIdGetDatum(run_as);
 	nulls[lengthof(types)] = '\0';
 	SPI_connect();
 	tpc_spi_execute("INSERT INTO tpc_amqp.subscription AS s"
 					" (queue, handler, auto_ack, exclusive, consumer_tag,"
 					"  arguments, prefetch, retries, backoff, backoff_max,"
 					"  after_retries, dead_letter_exchange,"
-					"  dead_letter_routing_key)"
+					"  dead_letter_routing_key, run_as)"
 					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-					"  $12, $13)"
+					"  $12, $13, $14)"
 					" ON CONFLICT (queue) DO UPDATE SET"
 					"  handler = excluded.handler,"
+					"  run_as = excluded.run_as,"
 					"  auto_ack = excluded.auto_ack,"
 					"  exclusive = excluded.exclusive,"
 					"  consumer_tag = excluded.consumer_tag,"
@@ -802,7 +808,8 @@ tpc_subscription_follow(TpcNode *node)
 		if (!tpc_subscriptions_exist())
 		{
 			/* what is in memory for one that ends is still to be handed back */
-			if (!DsaPointerIsValid(node->subscriptions))
+			if (!DsaPointerIsValid(node->subscriptions) &&
+				node->consumed.count == 0)
 				pg_atomic_write_u32(&node->wants_consumers, 0);
 		}
 		else if (pg_atomic_exchange_u32(&node->wants_consumers, 1) == 0)

@@ -59,6 +59,7 @@ typedef struct TpcSubscription
 
 	/* the messenger's */
 	TpcSubscriptionState state;
+	uint64		opened;			/* serial of its channel; 0: none */
 	int64		messages;		/* ready in the queue; -1: not known */
 	TimestampTz measured_at;
 
@@ -77,7 +78,7 @@ typedef struct TpcSubscription
 typedef struct TpcConsumedHead
 {
 	uint64		subscription;
-	uint16		channel;
+	uint64		opened;			/* which of its channels */
 	bool		redelivered;
 	TpcSettlement how;			/* on its way back */
 	uint32		exchange_len;

@@ -117,6 +117,9 @@ worker_detach(int code, Datum arg)
 			node->blocked = false;
 		}
 		pg_atomic_write_u32(&slot->idle, 0);
+		if (slot >= node->consume &&
+			slot < node->consume + TPC_MAX_CONSUME_WORKERS)
+			pg_atomic_write_u64(&slot->retrying, 0);
 		slot->pid = 0;
 		slot->latch = NULL;
 		slot->requested = false;

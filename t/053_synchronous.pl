@@ -181,4 +181,37 @@ is($amqp->count('q'), 0,
 $standby->start;
 is($amqp->get('q')->{body}, 'x', '... and is once the standby is back');
 
+# Nor is a message acknowledged that the standby does not have, be the worker
+# that took it terminated, or be it found in a table.
+
+$reviews->sql(q{CREATE TABLE public.consumed (arg jsonb);
+	CREATE FUNCTION public.consume(arg jsonb) RETURNS void LANGUAGE sql AS
+		$$INSERT INTO public.consumed VALUES ($1)$$;
+	SELECT tpc_amqp.register_handler('consume', 'public.consume(jsonb)');
+	SELECT tpc_amqp.subscribe('q', 'consume')});
+$reviews->poll("SELECT state = 'active' FROM tpc_amqp.subscriptions");
+
+# Messages of the queue that are not acknowledged.
+sub left
+{
+	my %queues = $reviews->broker->queues;
+	return $queues{q}{messages};
+}
+
+$standby->stop('immediate');
+$amqp->send('', 'q', TpcAmqp->user('x', message_id => 'x'));
+my @workers = waits('consume worker');
+terminate($workers[0]);
+push @workers, waits('consume worker', @workers);
+is(left(), 1, '... nor is a message that took effect acknowledged');
+terminate($workers[1]);
+$reviews->poll("SELECT count(*) = 2 FROM pg_catalog.pg_stat_activity
+	WHERE backend_type ~ 'consume worker' AND wait_event = 'SyncRep'");
+is(left(), 1, '... nor one that is found in a table');
+$standby->start;
+TpcTest::poll_until(sub { left() == 0 }, 'an acknowledgement');
+$reviews->poll('SELECT NOT EXISTS (SELECT FROM tpc_amqp.failed_messages)');
+is($reviews->sql('SELECT count(*) FROM public.consumed'),
+	1, '... and is once the standby is back');
+
 done_testing();

@@ -100,8 +100,8 @@ sub quiet
 }
 
 $amqp->declare($_)
-  for qw(first once poison dead parallel kept dropped excl tree hostile large
-  ending auto slow);
+  for qw(first poison dead parallel kept dropped excl gone tree hostile large auto
+  slow);
 
 # ---- what a handler gets
 
@@ -194,6 +194,20 @@ $id = $shop->sql('SELECT id FROM tpc_amqp.failed_messages');
 is( $shop->sql("SELECT tpc_amqp.retry_message($id), tpc_amqp.drop_message($id)"),
 	'f|t', 'there is nothing to run again');
 
+# ---- a handler that somebody else has registered by the name
+
+$shop->sql(q{CREATE ROLE other;
+	GRANT USAGE ON SCHEMA public TO other;
+	SELECT tpc_amqp.subscribe('dropped', 'take', on_error => '{"retries": 0}');
+	SELECT tpc_amqp.register_handler('take', 'public.take(jsonb)', 'other')});
+$amqp->send('', 'dropped', body('x'));
+$shop->poll("SELECT state = 'kept' AND sqlstate = '42501' AND error ~
+	'handler \"take\" runs as another role than when it was subscribed'
+	FROM tpc_amqp.failed_messages");
+pass('a handler is not run as a role that nobody subscribed it as');
+$shop->sql(q{SELECT tpc_amqp.drop_message(id) FROM tpc_amqp.failed_messages;
+	SELECT tpc_amqp.register_handler('take', 'public.take(jsonb)')});
+
 # ---- later and later
 
 subscribe('kept', 'picky', q(on_error => '{"retries": 3, "backoff": "1 h",
@@ -265,6 +279,43 @@ is($cluster->safe_psql('copy', $query),
 is($cluster->safe_psql('copy', 'SELECT count(*) FROM tpc_amqp.consumed'),
 	0, 'what has taken effect is not');
 
+# ---- detaching ends what runs, and the message goes back
+
+$latin->sql("SELECT tpc_amqp.subscribe('auto', 'held')");
+my $hold = $latin->session;
+$hold->query_safe('SELECT pg_advisory_lock(7)');
+$amqp->send('', 'auto', body('detached'));
+$latin->poll("SELECT running = 1 FROM tpc_amqp.subscriptions
+	WHERE queue = 'auto'");
+$latin->detach;
+is($amqp->get('auto')->{body}, 'detached', 'detached while a handler runs');
+$hold->quit;
+is($latin->sql("SELECT count(*) FROM public.done
+	WHERE arg->>'queue' = 'auto'"), 0, '... which has no effect');
+$latin->sql("SELECT tpc_amqp.unsubscribe('auto')");
+$latin->attach;
+
+# ---- a copy of the database neither lists nor runs what has failed in it
+
+$latin->sql(q{SELECT tpc_amqp.subscribe('poison', 'picky',
+	on_error => '{"retries": 1, "backoff": "1 h"}')});
+$shop->sql("SELECT tpc_amqp.unsubscribe('poison')");
+$amqp->send('', 'poison', body('bad'));
+$latin->poll('SELECT count(*) = 1 FROM tpc_amqp.failed_messages');
+$latin->sql(q{SELECT tpc_amqp.unsubscribe('poison');
+	SELECT tpc_amqp.unsubscribe(queue) FROM tpc_amqp.subscriptions});
+$latin->detach;
+$cluster->safe_psql('postgres', 'CREATE DATABASE twin TEMPLATE latin');
+my $twin = bless { %$latin, db => 'twin', name => 'twin' }, ref $latin;
+is($twin->sql('SELECT count(*) FROM tpc_amqp.failed_messages'),
+	0, 'a copy of a database does not list its failed messages');
+$twin->attach;
+is($twin->sql('SELECT count(*) FROM tpc_amqp.failed_message'),
+	0, '... and drops them when attached');
+$twin->detach;
+is($latin->sql('SELECT count(*) FROM tpc_amqp.failed_messages'),
+	1, '... but the original has them');
+
 # ---- two at a time
 
 subscribe('parallel', 'held');
@@ -305,6 +356,30 @@ $shop->poll("SELECT state = 'refused' FROM tpc_amqp.subscriptions
 $amqp->declare('excl');
 active('excl');
 pass('so is a queue that was deleted');
+
+# What was under way in a channel that is gone says nothing about the next one,
+# which has the same number and the same delivery tags.
+subscribe('gone', 'held');
+$hold = $shop->session;
+$hold->query_safe('SELECT pg_advisory_lock(7)');
+$amqp->send('', 'gone', body('a', 'b'));
+$shop->poll("SELECT running = 2 FROM tpc_amqp.subscriptions
+	WHERE queue = 'gone'");
+$amqp->delete_queue('gone');
+$shop->poll("SELECT state = 'refused' FROM tpc_amqp.subscriptions
+	WHERE queue = 'gone'");
+$amqp->declare('gone');
+active('gone');
+$amqp->send('', 'gone', body('c' .. 'f'));
+$shop->poll("SELECT waiting = 4 FROM tpc_amqp.subscriptions
+	WHERE queue = 'gone'");
+$hold->query_safe('SELECT pg_advisory_unlock(7)');
+$hold->quit;
+taken('gone', 6);
+quiet('gone');
+is( $shop->sql("SELECT processed, state, last_error ~ 'cancelled'
+	FROM tpc_amqp.subscriptions WHERE queue = 'gone'"),
+	'6|active|t', 'deliveries of a channel that is gone are not acknowledged');
 
 # ---- a handler that calls another node
 
@@ -407,7 +482,7 @@ is( $shop->sql("SELECT count(*), count(DISTINCT arg->>'body') FROM public.done")
 # ---- automatic acknowledgement: before the handler runs
 
 subscribe('auto', 'held', 'auto_ack => true, prefetch => 1');
-my $hold = $shop->session;
+$hold = $shop->session;
 $hold->query_safe('SELECT pg_advisory_lock(7)');
 $amqp->send('', 'auto', body('a'));
 $shop->poll("SELECT running = 1 AND lag = 0 FROM tpc_amqp.subscriptions

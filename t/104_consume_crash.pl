@@ -178,6 +178,57 @@ $amqp->send('', 'work', TpcAmqp->user('fresh', message_id => 'end'));
 $shop->ask_for("SELECT count(*) = 1 FROM public.done WHERE id = 'end'");
 pass('and the next one is taken');
 
+# ---- until a failure is written down, no other worker has the message …
+
+$amqp->declare($_) for 'late', 'dead';
+$shop->sql(q{SELECT tpc_amqp.subscribe('late', 'take',
+	on_error => '{"retries": 1, "backoff": "1 h", "then": "dead-letter",
+		"exchange": "", "routing_key": "dead"}')});
+my $late = "FROM tpc_amqp.failed_message WHERE queue = 'late'";
+
+# Until the last run of a message has failed, but that is not written down.
+sub fail_late
+{
+	my ($id) = @_;
+
+	$amqp->send('', 'late', TpcAmqp->user('last', message_id => $id));
+	$shop->ask_for("SELECT count(*) = 1 $late AND attempts = 1");
+	$shop->ask("SELECT public.tpc_test_failpoint('S5.before', 'wait')");
+	$shop->ask('UPDATE tpc_amqp.failed_message SET next_attempt_at = now()');
+	$shop->failpoint_reached('S5.before');
+}
+
+# The failure is written down.
+sub note_late
+{
+	my ($failed) = @_;
+
+	$shop->ask("SELECT public.tpc_test_failpoint_clear('S5.before')");
+	$shop->ask_for("SELECT failed = $failed AND dead_lettered = 1
+		FROM tpc_amqp.subscriptions WHERE queue = 'late'");
+	$shop->ask_for("SELECT NOT EXISTS (SELECT $late)");
+	$shop->ask_for("SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+		WHERE backend_type ~ 'consume worker' AND state <> 'idle')");
+	$shop->ask_for('SELECT count(*) = 0 FROM tpc_amqp.publications');
+}
+
+fail_late('late');
+# the other worker looks twice a second
+$shop->ask('UPDATE tpc_amqp.failed_message SET next_attempt_at = now()');
+$shop->ask_for("SELECT count(*) = 1 $late
+	AND next_attempt_at <= now() - interval '3 s'");
+note_late(2);
+is($amqp->get('dead')->{body}, 'last', 'a message is dead-lettered');
+is($amqp->try_get('dead'), undef, 'once, though its failure was noted late');
+
+# … and who drops it meanwhile has dropped it.
+
+fail_late('dropped');
+is($shop->ask("SELECT tpc_amqp.drop_message(id) $late"),
+	't', 'a message that has failed is dropped');
+note_late(4);
+is($amqp->try_get('dead'), undef, 'and not dead-lettered after that');
+
 # ---- nothing twice, ever
 
 is( $shop->ask('SELECT count(*) - count(DISTINCT id) FROM public.done'),
