@@ -41,7 +41,7 @@ END
 	$? = $status;
 }
 
-# A process of the ledger, for one transaction.
+# A process of the ledger, for one transaction; or as a node.
 sub start_ledger
 {
 	my ($uuid, $step) = @_;
@@ -56,7 +56,7 @@ sub start_ledger
 				$step
 				? ("$here/clients/stopping.py", $step)
 				: "$here/../examples/participant.py",
-				'ledger', $db, $uuid
+				'ledger', $db, $uuid // ()
 			],
 			'<', '/dev/null', '>>', $log, '2>>', $log)
 	};
@@ -126,6 +126,17 @@ sub ledger_is
 				WHERE state = 'committed'),
 			(SELECT count(*) FROM branch WHERE state = 'prepared')"),
 		$expected, $name);
+}
+
+# The coordinator has all acknowledgements.  What it had not noted when it
+# crashed it asks for again; who has left does not hear it, but the node does.
+sub forgotten
+{
+	my $node = start_ledger();
+
+	$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+	kill9($node);
+	return;
 }
 
 sub own_queues
@@ -253,7 +264,7 @@ $ledger = start_ledger($uuid);
 leaves($ledger, 'the ledger asks');
 ledger_is('102|0', 'and commits');
 no_own_queues('what it declared is gone, too');
-$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+forgotten();
 pass('the coordinator has its acknowledgement');
 
 # The coordinator's server, once it is decided.
@@ -294,7 +305,7 @@ is($amqp->try_get('own'), undef, 'and the ledger does not hear of it');
 $ledger = start_ledger($uuid);
 leaves($ledger, 'the ledger asks');
 ledger_is('104|0', 'and commits');
-$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+forgotten();
 
 # … and before: no record of it.
 ($session, $uuid) = begin(1);
@@ -340,7 +351,7 @@ is( $blog->sql("BEGIN; SAVEPOINT s; SELECT tpc_amqp.own_queues('other');
 no_own_queues('no queues are left');
 
 TpcTest->no_prepared($blog->cluster, $reviews->cluster);
-$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.decision');
+forgotten();
 TpcPair::in_agreement($blog, $reviews);
 
 done_testing();
