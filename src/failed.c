@@ -544,6 +544,9 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 /*
  * tpc_failed_lock: in the transaction that runs it again: nobody else does,
  * and nobody has dropped it.
+ *
+ * It waits for a lock, since a lock says nothing: who looks for what is due
+ * locks rows for a moment that turn out to be taken.
  */
 bool
 tpc_failed_lock(const TpcMessageIn *message)
@@ -558,7 +561,7 @@ tpc_failed_lock(const TpcMessageIn *message)
 					" WHERE id OPERATOR(pg_catalog.=) $1"
 					"  AND attempts OPERATOR(pg_catalog.=) $2"
 					"  AND state OPERATOR(pg_catalog.=) 'retry'"
-					" FOR UPDATE SKIP LOCKED",
+					" FOR UPDATE",
 					2, types, values, NULL, false, SPI_OK_SELECT);
 	locked = SPI_processed > 0;
 	SPI_finish();
