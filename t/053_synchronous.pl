@@ -205,8 +205,7 @@ terminate($workers[0]);
 push @workers, waits('consume worker', @workers);
 is(left(), 1, '... nor is a message that took effect acknowledged');
 terminate($workers[1]);
-$reviews->poll("SELECT count(*) = 2 FROM pg_catalog.pg_stat_activity
-	WHERE backend_type ~ 'consume worker' AND wait_event = 'SyncRep'");
+waits('consume worker', @workers);
 is(left(), 1, '... nor one that is found in a table');
 $standby->start;
 TpcTest::poll_until(sub { left() == 0 }, 'an acknowledgement');
