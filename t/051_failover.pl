@@ -16,6 +16,7 @@ my $QUICK = 10;
 my ($blog, $reviews) = TpcPair::new_pair(
 	init => { allows_streaming => 1 },
 	conf => <<'EOC',
+wal_keep_size = 1GB
 tpc_amqp.resolve_interval = 500ms
 tpc_amqp.forget_after = 1h
 EOC

@@ -15,6 +15,7 @@ use TpcPair;
 my ($blog, $reviews) = TpcPair::new_pair(
 	init => { allows_streaming => 1 },
 	conf => <<'EOC',
+wal_keep_size = 1GB
 tpc_amqp.prepare_timeout = 60s
 tpc_amqp.apply_timeout = 60s
 tpc_amqp.resolve_interval = 100ms

@@ -218,10 +218,14 @@ disable_timeout(TimeoutId id, bool keep_indicator)
 
 /* For assertions of the server's headers, if they are on. */
 void
+#if PG_VERSION_NUM >= 160000
+ExceptionalCondition(const char *condition, const char *file, int line)
+#else
 ExceptionalCondition(const char *condition, const char *type,
 					 const char *file, int line)
+#endif
 {
-	fprintf(stderr, "%s:%d: %s: %s\n", file, line, type, condition);
+	fprintf(stderr, "%s:%d: %s\n", file, line, condition);
 	abort();
 }
 
