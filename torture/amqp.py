@@ -13,6 +13,37 @@ def shortstr(text):
     return bytes([len(data)]) + data
 
 
+def table(arguments):
+    """Of numbers and texts."""
+    data = b""
+    for key, value in arguments.items():
+        data += shortstr(key)
+        if isinstance(value, int):
+            data += b"I" + struct.pack(">i", value)
+        else:
+            data += b"S" + struct.pack(">I", len(value)) + value.encode()
+    return struct.pack(">I", len(data)) + data
+
+
+def message_id(header):
+    """The property of that name in a content header, or None."""
+    (flags,) = struct.unpack(">H", header[12:14])
+    at = 14
+    for bit in range(15, 6, -1):
+        if not flags & 1 << bit:
+            continue
+        if bit == 13:                   # headers
+            at += 4 + struct.unpack(">I", header[at : at + 4])[0]
+        elif bit in (12, 11):           # delivery_mode, priority
+            at += 1
+        else:
+            size = header[at]
+            if bit == 7:
+                return header[at + 1 : at + 1 + size].decode()
+            at += 1 + size
+    return None
+
+
 class Error(Exception):
     pass
 
@@ -82,6 +113,28 @@ class Connection:
             if got in ((10, 50), (20, 40)):
                 raise Error(payload[4:].decode(errors="replace"))
 
+    def declare_queue(self, name, arguments=None):
+        self.method(1, 50, 10, b"\0\0" + shortstr(name) + b"\2"
+                    + table(arguments or {}))
+        self.expect(1, 50, 11)
+
+    def count(self, queue):
+        """How many messages it has to deliver; an error if it is not there."""
+        self.method(1, 50, 10, b"\0\0" + shortstr(queue) + b"\1" + table({}))
+        _, answer = self.expect(1, 50, 11)
+        at = 1 + answer[0]
+        return struct.unpack(">I", answer[at : at + 4])[0]
+
+    def declare_exchange(self, name, kind, arguments=None):
+        self.method(1, 40, 10, b"\0\0" + shortstr(name) + shortstr(kind)
+                    + b"\2" + table(arguments or {}))
+        self.expect(1, 40, 11)
+
+    def bind_queue(self, queue, exchange):
+        self.method(1, 50, 20, b"\0\0" + shortstr(queue) + shortstr(exchange)
+                    + shortstr("") + b"\0" + table({}))
+        self.expect(1, 50, 21)
+
     def delete_queue(self, name):
         self.method(1, 50, 40, b"\0\0" + shortstr(name) + b"\0")
         self.expect(1, 50, 41)
@@ -107,9 +160,11 @@ class Connection:
             self.expect(1, 50, 21)
         return name
 
-    def get(self, queue):
-        """(routing key, header, body frames) or None."""
-        self.method(1, 60, 70, b"\0\0" + shortstr(queue) + b"\1")
+    def get(self, queue, keep=False):
+        """(routing key, header, body frames) or None; keep: it goes back when
+        the connection ends, unless take_all() comes first."""
+        self.method(1, 60, 70, b"\0\0" + shortstr(queue)
+                    + (b"\0" if keep else b"\1"))
         method, answer = self.expect(1, 60, 71, 72)
         if method == 72:
             return None
@@ -138,6 +193,33 @@ class Connection:
             self.frame(2, 1, header)
             + b"".join(self.frame(3, 1, body) for body in bodies)
         )
+
+    def take_all(self):
+        """What get() has kept is gone from its queues when sync() returns."""
+        self.method(1, 60, 80, struct.pack(">QB", 0, 1))
+
+    def publish_safely(self, messages):
+        """To the queues that their keys name; whether those have them all."""
+        self.method(1, 85, 10, b"\0")
+        self.expect(1, 85, 11)
+        for key, header, bodies in messages:
+            self.method(1, 60, 40, b"\0\0" + shortstr("") + shortstr(key)
+                        + b"\1")
+            self.sock.sendall(
+                self.frame(2, 1, header)
+                + b"".join(self.frame(3, 1, body) for body in bodies)
+            )
+        safe = True
+        left = set(range(1, len(messages) + 1))
+        while left:
+            # ack, nack, return
+            method, answer = self.expect(1, 60, 80, 120, 50)
+            if method != 80:
+                safe = False
+            if method != 50:
+                tag, more = struct.unpack(">QB", answer[:9])
+                left = {n for n in left if n > tag} if more & 1 else left - {tag}
+        return safe
 
     def sync(self):
         """All that was published has been taken by the broker."""

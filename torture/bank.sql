@@ -32,7 +32,8 @@ CREATE CONSTRAINT TRIGGER late AFTER INSERT ON bank.late
 	DEFERRABLE INITIALLY DEFERRED
 	FOR EACH ROW EXECUTE FUNCTION bank.too_late();
 
--- One leg: {"transfer": …, "leg": 1, "account": 2, "amount": -3}.
+-- One leg: {"transfer": …, "leg": 1, "account": 2, "amount": -3}, and what to
+-- publish with it (messages.sql).
 CREATE FUNCTION bank.move(arg jsonb) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
 	UPDATE bank.account SET balance = balance + (arg->>'amount')::bigint
@@ -43,6 +44,9 @@ BEGIN
 	INSERT INTO bank.journal
 	VALUES (arg->>'transfer', (arg->>'leg')::int, (arg->>'account')::int,
 			(arg->>'amount')::bigint);
+	IF arg ? 'say' THEN
+		PERFORM bank.say(arg);
+	END IF;
 	IF arg ? 'sleep' THEN
 		PERFORM pg_catalog.pg_sleep((arg->>'sleep')::float8);
 	END IF;

@@ -8,6 +8,7 @@ process is killed; torture.py compares them with what the databases have:
 
     plan       the legs that are to be there if it commits, and those that
                must never be (of savepoints that roll back)
+    took       messages that it has taken by hand, if it commits
     gtid       its global transaction's id
     deciding   from here on it may commit; before, it must not
     end        what the client was told: ok, no (not committed, for certain),
@@ -52,6 +53,7 @@ class Client:
         self.rng = random.Random(config["seed"])
         self.notes = open(config["notes"], "a", buffering=1)
         self.think = config["think"]
+        self.named = config["named"]
         # Not where commits wait for a standby: they go on without it then.
         self.may_cancel = config["may_cancel"]
         self.connections = {}
@@ -137,17 +139,45 @@ class Client:
     # ----------------------------------------------------------------------
     # Parts of transfers
 
-    def leg(self, node, amount):
+    def leg(self, node, amount, say=0.35):
         self.legs += 1
-        return {
+        leg = {
             "node": node,
             "transfer": self.transfer,
             "leg": self.legs,
             "account": self.rng.randint(1, self.accounts),
             "amount": amount,
         }
+        if self.rng.random() < say:
+            leg["part"] = f"{self.transfer}/{self.legs}"
+            leg["say"] = [self.message(n + 1) for n in range(
+                self.rng.choice((1, 1, 2, 3, 5)))]
+        return leg
 
-    def plan(self, way, coordinator, nodes, never=()):
+    def message(self, n, fate=None):
+        """One to be published: where to, and what is to happen there."""
+        rng = self.rng
+        node = rng.choice(list(self.dsn))
+        fate = fate or rng.choices(
+            ("plain", "call", "forward", "flaky", "poison", "slow"),
+            (70, 8, 6, 6, 4, 2))[0]
+        exchange, key = rng.choices(
+            (("news", ""), ("", f"inbox.{node}"), ("", f"hand.{node}")),
+            (3, 4, 2))[0]
+        message = {
+            "n": n, "exchange": exchange, "key": key, "fate": fate,
+            # Where only that is left of one that is dropped.
+            "id": key in self.named,
+            "pad": rng.choice((0,) * 18 + (5000, 100000)),
+        }
+        if fate == "call":
+            message["node"] = rng.choice(list(self.dsn))
+        elif fate == "forward":
+            message["next"] = [self.message(i + 1, "plain")
+                               for i in range(rng.choice((1, 2)))]
+        return message
+
+    def plan(self, way, coordinator, nodes, never=(), say=0.35):
         """A leg on each node, which together make zero."""
         self.count += 1
         self.transfer = f"{self.id}.{self.count}"
@@ -155,7 +185,7 @@ class Client:
         amount = self.rng.randint(1, 20) * len(nodes[1:])
         if self.rng.random() < 0.5:
             amount = -amount
-        legs = [self.leg(nodes[0], -amount)]
+        legs = [self.leg(nodes[0], -amount, say)]
         legs += [
             self.leg(node, amount // len(nodes[1:])) for node in nodes[1:]
         ]
@@ -451,6 +481,98 @@ class Client:
             "42883", "42704", "P0001", "P0002", "23514"))
 
     # ----------------------------------------------------------------------
+    # Messages
+
+    def way_say(self):
+        """Only publish: nobody is called."""
+        legs, _ = self.plan("say", self.home, [self.home], say=1)
+        self.commit("say", legs, before=lambda: self.move(legs[0]))
+
+    def way_say_prepared(self):
+        """The server's own two-phase commit, which is not ours to finish."""
+        home = self.home
+        legs, _ = self.plan("say-prepared", home, [home], say=1)
+        gid = f"m {self.transfer}"
+        # Whatever nobody finishes, torture.py does, either way.
+        self.note("deciding")
+        verb = self.rng.choice(("COMMIT", "COMMIT", "ROLLBACK", None))
+        try:
+            self.begin(home)
+            self.move(legs[0])
+            if self.sql(home, f"PREPARE TRANSACTION '{gid}'")[0] != (
+                    "PREPARE TRANSACTION"):
+                return self.end("no")
+        except Lost as error:
+            return self.end("unknown", error=error)
+        except Refused as error:
+            self.rollback(home)
+            return self.end("no", error=error)
+        self.maybe_die()
+        if verb is None:
+            return self.end("unknown")
+        if self.rng.random() < 0.3:
+            time.sleep(self.rng.choice((0.02, 0.3, 1)))
+        answer, error = self.finish(home, verb, gid, self.rng.random() < 0.3)
+        if answer == "done":
+            return self.end("ok" if verb == "COMMIT" else "no")
+        return self.end("unknown", error=error)
+
+    def way_get(self):
+        """Take messages; with or without a call, that is one act."""
+        home = self.home
+        queue = self.rng.choice((f"hand.{home}",) * 3 + (f"inbox.{home}",))
+        nodes = [home]
+        if self.rng.random() < 0.5:
+            nodes += self.others(1)
+        style = self.rng.choices(
+            ("commit", "savepoint", "rollback", "prepare", "die"),
+            (12, 6, 3, 1, 1))[0]
+        legs, _ = self.plan("get" if len(nodes) == 1 else "get-call", home,
+                            nodes, say=0.2)
+        took = []
+
+        def take():
+            m = self.sql(home, "SELECT bank.take_one(%s, %s)",
+                         (queue, self.transfer))[1][0]
+            return [] if m is None else [m]
+
+        def work():
+            for _ in range(self.rng.choice((1, 1, 2, 4))):
+                if style == "savepoint" and self.rng.random() < 0.6:
+                    self.sql(home, "SAVEPOINT one")
+                    more = take()
+                    if self.rng.random() < 0.3:
+                        self.sql(home, "SAVEPOINT two")
+                        more += take()
+                        self.sql(home, "RELEASE SAVEPOINT two")
+                    if self.rng.random() < 0.6:
+                        self.sql(home, "ROLLBACK TO SAVEPOINT one")
+                        more = []
+                    else:
+                        self.sql(home, "RELEASE SAVEPOINT one")
+                    took.extend(more)
+                else:
+                    took.extend(take())
+            self.move(legs[0])
+            for leg in legs[1:]:
+                self.call_leg(home, leg)
+            if took:
+                self.note("took", queue=queue, ms=took)
+            if style == "die":
+                self.maybe_die(1)
+            if style == "rollback":
+                raise Lost("as was intended")
+            if style == "prepare" and took:
+                try:
+                    self.sql(home, f"PREPARE TRANSACTION 'g {self.transfer}'")
+                except Refused as error:
+                    if error.sqlstate not in ("0A000", "08006", "57014"):
+                        self.note("prepare-of-get", error=str(error))
+                    raise
+                self.wrong("a transaction that has taken messages is prepared")
+        self.commit("get", legs, before=work)
+
+    # ----------------------------------------------------------------------
     # PREPARE TRANSACTION, and a decision
 
     def way_prepared(self):
@@ -739,7 +861,8 @@ class Client:
     WAYS = (
         (way_call, 24), (way_call_only, 5), (way_tree, 9), (way_readonly, 6),
         (way_savepoint, 7), (way_refused, 7), (way_prepared, 20),
-        (way_application, 24),
+        (way_application, 24), (way_say, 8), (way_say_prepared, 4),
+        (way_get, 16),
     )
 
     def run(self):

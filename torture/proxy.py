@@ -12,6 +12,8 @@ Prints one line {"node": port, …}, then takes orders, one JSON object a line:
     {"node": "a", "do": "cut"}                      reset what there is
     {"node": "a", "do": "cut", "after": 300}        when so many more bytes
                                 have passed, in the middle of a frame perhaps
+    {"do": "shut"}              cut and refuse all nodes, whatever else is
+    {"do": "open"}              ordered, until this
 Ends when its input does.
 """
 
@@ -31,6 +33,7 @@ class Line:
         self.free = asyncio.Event()
         self.free.set()
         self.writers = set()
+        self.shut = False
 
     def cut(self):
         for writer in list(self.writers):
@@ -52,6 +55,10 @@ class Line:
         elif do == "refuse":
             self.refusing = True
             self.cut()
+        elif do in ("shut", "open"):
+            self.shut = do == "shut"
+            if self.shut:
+                self.cut()
         elif do == "cut":
             if "after" in order:
                 self.budget = order["after"]
@@ -86,7 +93,7 @@ class Line:
             writer.transport.abort()
 
     async def connect(self, reader, writer, broker_port):
-        if self.refusing:
+        if self.refusing or self.shut:
             writer.transport.abort()
             return
         try:
@@ -134,7 +141,8 @@ async def main():
         if not order:
             break
         order = json.loads(order)
-        lines[order["node"]].order(order)
+        for node in [order["node"]] if "node" in order else lines:
+            lines[node].order(order)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 import psycopg2
 
 import amqp
+import messages
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -33,6 +34,8 @@ QUIET_EVERY = 30                # seconds of trouble between two quiet points
 FINISH_BOUND = 30               # to finish everything once all is healed
 PREPARE_WORKERS = 3
 RESOLVE_WORKERS = 2
+# One where the order of messages is looked at.
+CONSUME_WORKERS = {"a": 1, "b": 2, "c": 2}
 
 CONF = """
 listen_addresses = ''
@@ -60,6 +63,7 @@ tpc_amqp.lock_timeout = 1s
 tpc_amqp.resolve_interval = 200ms
 tpc_amqp.prepared_timeout = 3s
 tpc_amqp.forget_after = 1s
+tpc_amqp.consume_timeout = 5s
 """.replace("{prepare}", str(PREPARE_WORKERS)).replace(
     "{resolve}", str(RESOLVE_WORKERS))
 
@@ -274,7 +278,8 @@ class Cluster:
                          "-A", "trust", "-N")
         self.primary.configure(
             CONF + (SMALL_CONF if self.name == SMALL else "")
-            + (REPLICATED_CONF if self.standby else ""))
+            + (REPLICATED_CONF if self.standby else "")
+            + f"\ntpc_amqp.consume_workers = {CONSUME_WORKERS[self.name]}\n")
         self.primary.start()
         self.point()
         if self.standby:
@@ -365,6 +370,8 @@ class Torture:
         self.slow = []
         self.told = set()               # what clients found wrong
         self.last_transfers = {}
+        self.broker_deaths = []         # when it lost what was not on disk
+        self.messages = messages.Messages(self, list(NODES))
 
     # ----------------------------------------------------------------------
     # The stage
@@ -386,11 +393,18 @@ class Torture:
     def order(self, node, do, **more):
         with self.proxy_lock:
             self.proxy.stdin.write(
-                json.dumps({"node": node, "do": do, **more}) + "\n")
+                json.dumps({**({"node": node} if node else {}), "do": do,
+                            **more}) + "\n")
             self.proxy.stdin.flush()
 
+    def broker_died(self, start, end):
+        return any(start < at < end for at in self.broker_deaths)
+
+    def connect(self, node, timeout_ms=10000):
+        return self.clusters[NODES[node]].connect(node, timeout_ms)
+
     def sql(self, node, text, timeout_ms=10000):
-        connection = self.clusters[NODES[node]].connect(node, timeout_ms)
+        connection = self.connect(node, timeout_ms)
         try:
             with connection.cursor() as cursor:
                 cursor.execute(text)
@@ -410,6 +424,9 @@ class Torture:
         ports = json.loads(self.proxy.stdout.readline())
         with open(os.path.join(HERE, "bank.sql")) as file:
             bank = file.read()
+        with open(os.path.join(HERE, "messages.sql")) as file:
+            bank += file.read()
+        self.messages.declare()
         for cluster in self.clusters.values():
             cluster.create()
             # Superusers may finish what they find prepared in a database that
@@ -430,6 +447,7 @@ class Torture:
                 self.sql(node, "INSERT INTO bank.account SELECT i, "
                          f"{BALANCE} FROM generate_series(1, {ACCOUNTS}) i")
                 self.sql(node, f"SELECT tpc_amqp.attach('rabbit', '{node}')")
+        self.messages.subscribe()
         os.mkdir(self.notes_dir)
         os.mkdir(self.paused_dir)
 
@@ -468,6 +486,7 @@ class Torture:
             "pause": self.pause_file,
             "paused": os.path.join(self.paused_dir, slot),
             "think": 0.1,
+            "named": messages.NAMED,
         }
         self.clients[slot] = subprocess.Popen(
             [sys.executable, os.path.join(HERE, "client.py"),
@@ -563,7 +582,7 @@ class Torture:
         cluster = self.clusters[rng.choice(CLUSTERS)]
         pattern = rng.choice(("messenger", "messenger", "prepare worker",
                               "resolve worker", "resolve worker 1$",
-                              "launcher", "walwriter|checkpointer"))
+                              "relay", "consume worker", "launcher", "walwriter|checkpointer"))
         pids = list(cluster.primary.children(pattern))
         self.freeze_for(rng, cluster, pids, pattern)
 
@@ -681,6 +700,13 @@ class Torture:
             for pid in pids:
                 cluster.standby.signal(pid, signal.SIGSTOP)
             self.wait(behind)
+            if pids and rng.random() < 0.3:
+                # It comes back with what has not reached the standby, and
+                # has some time to say so.
+                self.log("  the primary starts again first")
+                cluster.primary.kill9()
+                cluster.primary.start()
+                self.wait(rng.choice((0.5, 1.5)))
             if rng.random() < 0.5:
                 cluster.primary.stop("immediate")
             cluster.primary.kill9()
@@ -708,16 +734,34 @@ class Torture:
 
     def fault_broker_killed(self, rng):
         with self.broker_life:
+            self.broker_deaths.append(time.time())
             self.broker("kill")
             self.wait(rng.choice((0, 2)))
             self.broker("start")
 
     def fault_broker_wiped(self, rng):
-        """It comes back having lost all its data."""
+        """It comes back having lost all its data.
+
+        In between it is there, with nobody connected: to see which messages
+        it has, of those that it has confirmed."""
         with self.broker_life:
+            self.broker_deaths.append(time.time())
             self.broker(rng.choice(("kill", "stop")))
-            self.broker("wipe")
-            self.broker("start")
+            self.order(None, "shut")
+            try:
+                self.broker("start")
+                count = self.messages.drain_all("wiped")
+                self.log(f"  {count} messages are lost")
+                self.broker("kill")
+                self.broker("wipe")
+                self.broker("start")
+                if rng.random() < 0.5:
+                    self.messages.declare()
+            finally:
+                self.order(None, "open")
+            # Or there are no queues for a while.
+            self.wait(rng.choice((0, 2, 6)))
+            self.messages.declare()
 
     def fault_queues_deleted(self, rng):
         connection = self.amqp()
@@ -733,6 +777,15 @@ class Torture:
                     connection.purge_queue(queue)
         finally:
             connection.close()
+
+    def fault_messages_gone(self, rng):
+        self.messages.fault_deleted(rng)
+
+    def fault_messages_again(self, rng):
+        self.messages.fault_replay(rng)
+
+    def fault_person(self, rng):
+        self.messages.fault_person(rng)
 
     def fault_link(self, rng):
         """One node's connection to the broker, or several."""
@@ -818,8 +871,10 @@ class Torture:
         try:
             with connection.cursor() as cursor:
                 cursor.execute("SET lock_timeout = '500ms'")
-                for table in rng.sample(("branch", "decision", "floor",
-                                         "handler", "incarnation"), 2):
+                for table in rng.sample((
+                        "branch", "decision", "floor", "handler", "incarnation",
+                        "publication", "returned", "consumed",
+                        "failed_message", "subscription"), 3):
                     command = rng.choice(("VACUUM FULL", "REINDEX TABLE",
                                           "VACUUM"))
                     try:
@@ -835,16 +890,19 @@ class Torture:
     def fault_worker_numbers(self, rng):
         """More or fewer workers."""
         cluster = self.clusters[rng.choice(CLUSTERS)]
-        numbers = (rng.choice((1, 2, 6)), rng.choice((1, 3)))
+        numbers = (rng.choice((1, 2, 6)), rng.choice((1, 3)),
+                   1 if cluster.name == "a" else rng.choice((1, 4)))
         self.log(f"  {cluster.name}: {numbers}")
         self.set_workers(cluster, *numbers)
         self.wait(rng.choice((0.5, 3)))
-        self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS)
+        self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS,
+                         CONSUME_WORKERS[cluster.name])
 
-    def set_workers(self, cluster, prepare, resolve):
+    def set_workers(self, cluster, prepare, resolve, consume):
         node = cluster.nodes[0]
         self.sql(node, f"ALTER SYSTEM SET tpc_amqp.prepare_workers = {prepare}")
         self.sql(node, f"ALTER SYSTEM SET tpc_amqp.resolve_workers = {resolve}")
+        self.sql(node, f"ALTER SYSTEM SET tpc_amqp.consume_workers = {consume}")
         self.sql(node, "SELECT pg_reload_conf()")
 
     def fault_checkpoint(self, rng):
@@ -888,6 +946,9 @@ class Torture:
         "broker_blocked": 2,
         "broker_wiped": 2,
         "queues_deleted": 6,
+        "messages_gone": 6,
+        "messages_again": 8,
+        "person": 4,
         "link": 18,
         "detached": 5,
         "resolve": 3,
@@ -941,6 +1002,7 @@ class Torture:
 
     def heal(self):
         self.thaw_all()
+        self.order(None, "open")
         for node in NODES:
             self.order(node, "pass")
         with self.broker_life:
@@ -950,6 +1012,7 @@ class Torture:
                 self.broker("ctl", "-q", "set_vm_memory_high_watermark", "0.4")
             except Exception as error:
                 self.violation("setup", f"the broker: {error}")
+        self.messages.heal()
         for cluster in self.clusters.values():
             with cluster.life:
                 if not cluster.primary.postmaster():
@@ -961,7 +1024,8 @@ class Torture:
                         self.violation("setup", f"the standby: {error}")
         for cluster in self.clusters.values():
             try:
-                self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS)
+                self.set_workers(cluster, PREPARE_WORKERS, RESOLVE_WORKERS,
+                                 CONSUME_WORKERS[cluster.name])
             except psycopg2.Error as error:
                 self.log(f"  setting workers: {error}")
         for node in NODES:
@@ -1019,7 +1083,8 @@ class Torture:
                OR cardinality(prepare_pids) <> %d
                OR cardinality(resolve_pids) <> %d
                OR 0 = ANY (prepare_pids || resolve_pids)
-            """ % (PREPARE_WORKERS, RESOLVE_WORKERS))
+            UNION ALL """ % (PREPARE_WORKERS, RESOLVE_WORKERS)
+            + self.messages.UNFINISHED)
         return [r[0] for r in rows]
 
     def quiet(self, last=False):
@@ -1030,16 +1095,25 @@ class Torture:
         took, complete = self.await_quiet()
         self.quiet_points.append(took)
         self.log(f"quiet after {took:.1f} s")
-        self.check_money(complete)
-        if complete and self.hoard:
+        self.check_all(complete)
+        if complete:
+            self.messages.calm(self.rng)
+            took, complete = self.await_quiet()
+            self.check_all(complete)
+            self.messages.check_calm()
+        if complete and (self.hoard or self.messages.hoard):
             # What was said before says nothing new.
             old = self.hoard if last else self.rng.sample(
                 self.hoard, min(200, len(self.hoard)))
             self.publish_again(self.rng.sample(old, len(old)))
+            self.messages.publish_again(self.messages.hoard)
+            for node in NODES:
+                self.messages.look_after(node, self.rng)
             time.sleep(0.5)
             took, complete = self.await_quiet()
-            self.log(f"{len(old)} old messages; quiet after {took:.1f} s")
-            self.check_money(complete)
+            self.log(f"{len(old)} + {len(self.messages.hoard)} old messages;"
+                     f" quiet after {took:.1f} s")
+            self.check_all(complete)
         self.check_memory()
         self.check_tables()
         if complete and not last:
@@ -1062,8 +1136,19 @@ class Torture:
                     unfinished = [str(error)]
                 if unfinished:
                     left[node] = unfinished
+            self.messages.finish()
+            if not left:
+                try:
+                    missing = self.messages.missing()
+                except psycopg2.Error as error:
+                    missing = [str(error)]
+                if missing:
+                    left["messages"] = [len(missing)] + missing[:20]
             took = time.monotonic() - healed
             if not left:
+                return took, True
+            if took > FINISH_BOUND and list(left) == ["messages"]:
+                # That is for the check.
                 return took, True
             if took > FINISH_BOUND:
                 self.violation("finish", f"not finished {FINISH_BOUND} s after"
@@ -1083,7 +1168,8 @@ class Torture:
                         """):
                     self.log(f"  activity {node} {row}")
                 for view in ("node", "stat", "participants", "decision",
-                             "branch", "floor", "incidents"):
+                             "branch", "floor", "incidents", "subscriptions",
+                             "failed_messages", "requests"):
                     for row in self.sql(node,
                                         f"SELECT * FROM tpc_amqp.{view}"):
                         self.log(f"  {view} {node} {row}")
@@ -1114,6 +1200,8 @@ class Torture:
                         one["deciding"] = True
                     elif what == "gtid":
                         one["gtid"] = note["gtid"]
+                    elif what == "took":
+                        one["took"] = note["ms"]
                     elif what == "outcome":
                         one["outcomes"].append(note["outcome"])
                     elif what == "wrong":
@@ -1122,6 +1210,12 @@ class Torture:
                         one.setdefault("slow", []).append(note)
         transfers.pop(None, None)
         return transfers
+
+    def check_all(self, complete):
+        self.check_money(complete)
+        if complete:
+            self.messages.read_tap()
+        self.messages.check(complete, self.last_transfers)
 
     def check_money(self, complete):
         """complete: nothing is under way, so nothing may be half done."""
@@ -1177,7 +1271,7 @@ class Torture:
                 self.check_hang(transfer, slow)
             if not legs:
                 continue
-            there = bool(rows)
+            there = one["there"] = bool(rows)
             result = one.get("result")
             if result is None:
                 result = "unknown" if one.get("deciding") else "no"
@@ -1286,9 +1380,10 @@ class Torture:
                     text = re.sub(r"\d+", "N", text)
                     text = re.sub(r'"[^"]*"', '"…"', text)
                     kinds[(ours[1], ours[2], text)] += 1
-                    # What handlers raise, prepare workers log.
+                    # What handlers raise, those who run them log.
                     if ours[2] != "WARNING" and \
-                            ours[1] != "prepare worker" and \
+                            ours[1] not in ("prepare worker",
+                                            "consume worker") and \
                             not self.EXPECTED.search(line):
                         self.violation("crashes", line.strip())
         for (who, level, text), count in kinds.most_common():
@@ -1300,6 +1395,12 @@ class Torture:
         "money": "the total is conserved, balances agree with journals",
         "atomic": "every transfer is on all its nodes or on none",
         "answers": "what clients were told is what is stored, everywhere",
+        "lost": "every message published is consumed or accounted for",
+        "phantom": "no message of a transaction that did not commit",
+        "once": "every message took effect once, under one id",
+        "repeated": "no message is published twice when nothing fails",
+        "order": "messages of a transaction come in their order",
+        "together": "what is taken, and what is done with it, is one act",
         "outcome": "outcome() agrees with what is stored",
         "incidents": "no incidents",
         "finish": f"all finished within {FINISH_BOUND} s after healing",
@@ -1360,6 +1461,7 @@ class Torture:
                       for _, kb in points)
         print(f"RssAnon of workers: at most {biggest} kB")
 
+        self.messages.report()
         print("\nChecks:")
         for check, text in self.CHECKS.items():
             found = self.violations.get(check)
@@ -1391,7 +1493,8 @@ class Torture:
         if complete:
             # Once more, when everything has been quiet for a while.
             time.sleep(2)
-            self.check_money(True)
+            self.check_all(True)
+        self.messages.log_counters()
         self.judge_memory()
         self.check_logs()
         return self.report()
