@@ -38,6 +38,7 @@
 #include "resolve_worker.h"
 #include "settings.h"
 #include "txn.h"
+#include "worker.h"
 
 /* A request may be lost; it is repeated this often. */
 #define REQUEST_INTERVAL_MS 1000
@@ -78,13 +79,18 @@ entry_gtid(TpcNode *node, const TpcGid *entry, char text[TPC_GTID_TEXT_SIZE])
 	tpc_gtid_to_text(&id, text);
 }
 
-/* It was finished before: fine if as asked, an error if not. */
+/*
+ * It was finished before: fine if as asked, an error if not.  Whoever finished
+ * it need not have waited for the synchronous standbys yet.
+ */
 static void
 report_finished(TpcNode *node, const TpcGid *entry, bool commit)
 {
 	char		gtid[TPC_GTID_TEXT_SIZE];
 	bool		committed = entry->state == TPC_GID_COMMITTED;
 
+	if (tpc_worker_has_standbys())
+		(void) tpc_worker_await_standbys();
 	entry_gtid(node, entry, gtid);
 	if (committed == commit)
 	{

@@ -167,6 +167,29 @@ ok(TpcPair::settled(30, $blog, $reviews), 'nothing is left prepared')
 TpcPair::in_agreement($blog, $reviews);
 TpcTest->no_crash('no crash', $blog, $reviews);
 
+# Nor is a client told of what a failover could take back.
+
+$reviews->sql(q{BEGIN; INSERT INTO reviews (id) VALUES (101);
+	SELECT tpc_amqp.call('blog', 'note', '{"id": 101}');
+	PREPARE TRANSACTION 'g'});
+my $gtid = $reviews->sql('SELECT gtid FROM tpc_amqp.transactions');
+$standby->stop('immediate');
+$run = $reviews->start("COMMIT PREPARED 'g'");
+waits('client');
+TpcTest->kill9_server($primary);
+$run->finish;
+$primary->start;
+my @asking = map { $reviews->start($_) } "COMMIT PREPARED 'g'",
+  "SELECT tpc_amqp.outcome('$gtid')";
+waits('client');
+is($reviews->sql("SELECT count(*) FROM pg_catalog.pg_stat_activity
+	WHERE backend_type = 'client backend' AND state = 'active'"),
+	3, 'who asks after a crash what became of it waits for the standby');
+$standby->start;
+is(join(' ', map { ($_->finish)[2] } @asking), '0 0',
+	'... and is told once it is back');
+ok(TpcPair::settled(30, $blog, $reviews), '... as are all') or diag $@;
+
 # A message is not sent of a commit that the standby does not have, be it one
 # that did not wait for it.
 
