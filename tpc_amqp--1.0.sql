@@ -367,7 +367,8 @@ CREATE FUNCTION tpc_amqp.node_stat(
 	OUT messages_sent bigint, OUT messages_received bigint,
 	OUT publishes bigint, OUT socket_writes bigint,
 	OUT published bigint, OUT republished bigint, OUT confirmed bigint,
-	OUT rejected bigint, OUT returned bigint, OUT refused bigint,
+	OUT rejected bigint, OUT overdue bigint,
+	OUT returned bigint, OUT refused bigint,
 	OUT prepare_wait_time double precision,
 	OUT apply_wait_time double precision,
 	OUT stats_reset timestamptz)

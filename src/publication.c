@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * publication.c
- *	  The messenger's part of publishing: one channel, with confirms.
+ *	  The messenger's part of publishing: channels with confirms.
  *
  * The relay puts messages into places of shared memory (publish.h); here they
  * are sent in their order, and what the broker says of each is put into its
@@ -22,6 +22,16 @@
  * Some messages make the broker close the whole connection.  Others' could be
  * to blame for that, so it takes two of those to refuse a message.
  *
+ * A queue may say nothing at all, such as a quorum queue without its majority.
+ * RabbitMQ then stops reading the channel, and after some hundred messages more
+ * the whole connection, which is everybody's.  So all messages share a channel,
+ * the first lane, on which none is sent that is too far ahead of the oldest one
+ * not confirmed.  When it has been silent for confirm_timeout, all that is on it
+ * is given back to the relay, and the lane begins anew on another channel.  The
+ * relay sends one message for each of those destinations, as a probe, and
+ * nothing else there, until that is confirmed.  Each probe has a lane of its own
+ * and stays in it, so that it is not repeated, unless others need the lane.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -34,6 +44,7 @@
 #include "messenger.h"
 #include "properties.h"
 #include "publish.h"
+#include "settings.h"
 
 /* An exchange that there always is, to ask for. */
 #define ASKED_FOR			"amq.direct"
@@ -43,6 +54,17 @@
 #define TURN_BYTES			(256 * 1024)
 /* Wait for a channel that cannot be had, or that the broker has ended. */
 #define REOPEN_MS			1000
+/* Lanes; all but the first are for probes. */
+#define LANES				17
+/*
+ * As many messages may be sent from the oldest one on that is not confirmed.
+ * RabbitMQ's reader takes 400 of a channel that does not go on, of which up to
+ * 199 are used up at that time (credit_flow.erl; 200 and 99 where its default
+ * is not configured).
+ */
+#define LANE_LENGTH			100
+/* Silence counted for one turn at most: we may have been stopped ourselves. */
+#define TURN_SILENCE_MS		1000
 
 /* AMQP's reply codes. */
 #define REPLY_NO_ROUTE			312
@@ -57,11 +79,27 @@
 #define REPLY_NOT_ALLOWED		530
 #define REPLY_NOT_IMPLEMENTED	540
 
+/* A channel, and what has been sent on it. */
+typedef struct Lane
+{
+	TpcChannelOwner owner;
+	uint16		channel;		/* 0: not open */
+	uint64		last_tag;
+	dlist_head	flights;		/* by tag */
+	uint64		questions[MAX_QUESTIONS];	/* open ones, by the tag before
+											 * them */
+	int			nquestions;
+	int			silent_ms;		/* something is on its way, and the broker has
+								 * not said anything for so long */
+	bool		logged;			/* … which the log says */
+} Lane;
+
 /* What we know of a place that is sent. */
 typedef struct Flight
 {
+	Lane	   *lane;
 	uint64		tag;			/* its number on the channel; 0: not sent */
-	dlist_node	link;			/* in flights */
+	dlist_node	link;			/* in the lane's flights */
 	bool		accepted;		/* the channel does not close for it */
 	int			reply_code;		/* it has come back: why; else 0 */
 } Flight;
@@ -69,27 +107,32 @@ typedef struct Flight
 static void take_event(TpcChannelOwner *owner, TpcNode *node,
 					   TpcBroker *broker, const TpcBrokerEvent *event);
 
-static TpcChannelOwner owner = {take_event};
-static uint16 channel = 0;		/* 0: not open */
+static Lane lanes[LANES];
 static TimestampTz reopen_at = 0;
-static uint64 last_tag = 0;
 static Flight flight[TPC_PUBLICATIONS];
-static dlist_head flights = DLIST_STATIC_INIT(flights); /* by tag */
-static int	nflights = 0;
-static int	nunsure = 0;		/* of those, not accepted yet */
+static int	nunsure = 0;		/* sent and not accepted yet, in all lanes */
 static int	limit = TPC_PUBLICATIONS;	/* as many may be unsure */
-static uint64 questions[MAX_QUESTIONS]; /* open ones, by the tag before them */
-static int	nquestions = 0;
 static int64 suspect = 0;		/* alone when the connection was lost */
+static TimestampTz turn_at = 0; /* the last look for silence */
 
 /* Places that wait, in the order to send them. */
-static int	waiting[TPC_PUBLICATIONS];
-static int	nwaiting = 0;
-static int	next_waiting = 0;
-static uint64 given = 0;		/* as of when that was made */
-static bool make_list = true;	/* it has to be made anew */
+typedef struct Waiting
+{
+	int			n;
+	int			next;
+	int			places[TPC_PUBLICATIONS];
+} Waiting;
+
+static Waiting waiting;
+static Waiting probes;
+static uint64 given = 0;		/* as of when those were made */
+static bool make_list = true;	/* they have to be made anew */
 
 static bool told = false;		/* places are done: wake the relay */
+
+/* Destinations of a lane given up, as long as the relay may not know of them. */
+static uint64 shunned[LANE_LENGTH];
+static int	nshunned = 0;
 
 static TpcPublications *
 find_window(TpcNode *node)
@@ -115,7 +158,6 @@ land(int index)
 {
 	dlist_delete(&flight[index].link);
 	flight[index].tag = 0;
-	nflights--;
 	if (!flight[index].accepted)
 		nunsure--;
 }
@@ -138,19 +180,31 @@ refuse(TpcPublications *window, int index, int code, const char *text)
 	finish(window, index, TPC_PUBLICATION_REFUSED);
 }
 
+/* A lane's channel is gone, or there was none yet. */
+static void
+reset_lane(Lane *lane)
+{
+	lane->channel = 0;
+	lane->last_tag = 0;
+	lane->nquestions = 0;
+	lane->silent_ms = 0;
+	lane->logged = false;
+}
+
 /* What is on its way is unknown: it will be sent again. */
 static void
-recall(TpcPublications *window)
+recall(TpcPublications *window, Lane *lane)
 {
 	dlist_mutable_iter iter;
 
-	dlist_foreach_modify(iter, &flights)
+	dlist_foreach_modify(iter, &lane->flights)
 	{
 		int			index = dlist_container(Flight, link, iter.cur) - flight;
 
 		land(index);
 		set_state(&window->places[index], TPC_PUBLICATION_WAITING);
 	}
+	reset_lane(lane);
 	make_list = true;
 }
 
@@ -170,38 +224,69 @@ compare_orders(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+static bool
+is_shunned(uint64 destination)
+{
+	for (int i = 0; i < nshunned; i++)
+	{
+		if (shunned[i] == destination)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Those whose order is beyond what was given when we began are left to the next
  * time: one before them could have been put where we have looked already.
+ *
+ * What the relay has given before it knew that a destination takes nothing goes
+ * back to it, too.  It knows when it has taken back all that was overdue.
  */
 static void
 list_waiting(TpcPublications *window)
 {
+	bool		known = true;
+
 	given = pg_atomic_read_u64(&window->given);
 	pg_read_barrier();
-	nwaiting = next_waiting = 0;
+	waiting.n = waiting.next = 0;
+	probes.n = probes.next = 0;
 	make_list = false;
 	for (int i = 0; i < TPC_PUBLICATIONS; i++)
 	{
 		TpcPublication *place = &window->places[i];
+		Waiting    *list;
 
+		if (pg_atomic_read_u32(&place->state) == TPC_PUBLICATION_OVERDUE)
+			known = false;
 		if (pg_atomic_read_u32(&place->state) != TPC_PUBLICATION_WAITING)
 			continue;
 		pg_read_barrier();
-		if (place->order <= given)
-			waiting[nwaiting++] = i;
+		list = place->probe ? &probes : &waiting;
+		if (place->order > given)
+			continue;
+		if (nshunned > 0 && !place->probe && is_shunned(place->destination))
+		{
+			set_state(place, TPC_PUBLICATION_OVERDUE);
+			told = true;
+			continue;
+		}
+		list->places[list->n++] = i;
 	}
+	if (known)
+		nshunned = 0;
 	sorted_window = window;
-	qsort(waiting, nwaiting, sizeof(int), compare_orders);
+	qsort(waiting.places, waiting.n, sizeof(int), compare_orders);
+	qsort(probes.places, probes.n, sizeof(int), compare_orders);
 }
 
 /* The channel closes for none of those up to this tag. */
 static void
-accept_up_to(uint64 tag)
+accept_up_to(Lane *lane, uint64 tag)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &flights)
+	dlist_foreach(iter, &lane->flights)
 	{
 		Flight	   *f = dlist_container(Flight, link, iter.cur);
 
@@ -215,15 +300,24 @@ accept_up_to(uint64 tag)
 	}
 }
 
+static bool
+is_unsure(Lane *lane)
+{
+	/* they are accepted in their order */
+	return !dlist_is_empty(&lane->flights) &&
+		!dlist_container(Flight, link, lane->flights.head.prev)->accepted;
+}
+
 /* Ask the broker something, if we have to know what it accepts. */
 static void
-ask(TpcBroker *broker)
+ask(TpcBroker *broker, Lane *lane)
 {
 	TpcBrokerCall call;
 
-	if (limit == TPC_PUBLICATIONS || nunsure == 0 ||
-		nquestions == MAX_QUESTIONS ||
-		(nquestions > 0 && questions[nquestions - 1] == last_tag))
+	if (limit == TPC_PUBLICATIONS || !is_unsure(lane) ||
+		lane->nquestions == MAX_QUESTIONS ||
+		(lane->nquestions > 0 &&
+		 lane->questions[lane->nquestions - 1] == lane->last_tag))
 		return;
 	memset(&call, 0, sizeof(call));
 	call.kind = TPC_CALL_DECLARE_EXCHANGE;
@@ -232,38 +326,61 @@ ask(TpcBroker *broker)
 	call.exchange.len = strlen(ASKED_FOR);
 	call.type.ptr = "direct";
 	call.type.len = strlen("direct");
-	if (tpc_channel_call(broker, channel, &call))
-		questions[nquestions++] = last_tag;
+	if (tpc_channel_call(broker, lane->channel, &call))
+		lane->questions[lane->nquestions++] = lane->last_tag;
 }
 
 static void
-take_answer(void)
+take_answer(Lane *lane)
 {
-	if (nquestions == 0)
+	if (lane->nquestions == 0)
 		return;
-	accept_up_to(questions[0]);
-	nquestions--;
-	memmove(questions, questions + 1, sizeof(uint64) * nquestions);
+	accept_up_to(lane, lane->questions[0]);
+	lane->nquestions--;
+	memmove(lane->questions, lane->questions + 1,
+			sizeof(uint64) * lane->nquestions);
 }
 
 static bool
-open_channel(TpcBroker *broker)
+open_lane(TpcBroker *broker, Lane *lane)
 {
-	if (channel != 0)
+	if (lane->channel != 0)
 		return true;
 	if (reopen_at != 0 && GetCurrentTimestamp() < reopen_at)
 		return false;
-	channel = tpc_channel_open(broker, &owner, true);
-	last_tag = 0;
-	nquestions = 0;
-	reopen_at = channel != 0 ? 0 :
+	reset_lane(lane);
+	lane->channel = tpc_channel_open(broker, &lane->owner, true);
+	reopen_at = lane->channel != 0 ? 0 :
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REOPEN_MS);
-	return channel != 0;
+	return lane->channel != 0;
+}
+
+/* The first lane may be given one more. */
+static bool
+has_room(Lane *lane)
+{
+	return dlist_is_empty(&lane->flights) ||
+		lane->last_tag + 1 -
+		dlist_container(Flight, link, lane->flights.head.next)->tag <
+		LANE_LENGTH;
+}
+
+/* One that a probe may have; NULL: there is none. */
+static Lane *
+free_lane(void)
+{
+	for (int i = 1; i < LANES; i++)
+	{
+		if (dlist_is_empty(&lanes[i].flights))
+			return &lanes[i];
+	}
+	return NULL;
 }
 
 /* Returns false if the connection is lost. */
 static bool
-send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, int index)
+send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, Lane *lane,
+		 int index)
 {
 	TpcPublication *place = &window->places[index];
 	TpcSlice	exchange;
@@ -281,14 +398,19 @@ send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, int index)
 	body.len = place->body_len;
 
 	TPC_FAILPOINT("X4.before");
-	flight[index].tag = last_tag + 1;
+	flight[index].lane = lane;
+	flight[index].tag = lane->last_tag + 1;
 	flight[index].reply_code = 0;
 	flight[index].accepted = false;
-	dlist_push_tail(&flights, &flight[index].link);
-	nflights++;
+	if (dlist_is_empty(&lane->flights))
+	{
+		lane->silent_ms = 0;
+		lane->logged = false;
+	}
+	dlist_push_tail(&lane->flights, &flight[index].link);
 	nunsure++;
 	set_state(place, TPC_PUBLICATION_SENT);
-	if (!tpc_channel_publish(broker, channel, &exchange, &key, &properties,
+	if (!tpc_channel_publish(broker, lane->channel, &exchange, &key, &properties,
 							 &body, place->mandatory))
 	{
 		if (tpc_broker_error(broker) != NULL)
@@ -297,7 +419,7 @@ send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, int index)
 			   "its properties are longer than the broker's frames");
 		return true;
 	}
-	last_tag++;
+	lane->last_tag++;
 	tpc_node_count(node, TPC_STAT_PUBLISHED, 1);
 	if (place->repeated)
 		tpc_node_count(node, TPC_STAT_REPUBLISHED, 1);
@@ -306,39 +428,133 @@ send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, int index)
 	return true;
 }
 
+/* What waits in the order of this list, as far as lanes have room for it. */
+static void
+send_list(TpcNode *node, TpcBroker *broker, TpcPublications *window,
+		  Waiting *list, Size *bytes)
+{
+	while (list->next < list->n && nunsure < limit)
+	{
+		int			index = list->places[list->next];
+		Lane	   *lane = list == &probes ? free_lane() : &lanes[0];
+
+		if (lane == NULL || !has_room(lane))
+			break;
+		if (*bytes > TURN_BYTES)
+		{
+			SetLatch(MyLatch);
+			break;
+		}
+		if (!open_lane(broker, lane))
+			break;
+		*bytes += window->places[index].body_len + 512;
+		if (!send_one(node, broker, window, lane, index))
+			break;
+		list->next++;
+	}
+}
+
+/*
+ * Give back to the relay what is in a lane, and go on without it.  The channel
+ * may take some time to close.
+ */
+static void
+give_up_lane(TpcNode *node, TpcBroker *broker, TpcPublications *window,
+			 Lane *lane)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &lane->flights)
+	{
+		int			index = dlist_container(Flight, link, iter.cur) - flight;
+		uint64		destination = window->places[index].destination;
+
+		/* it has come back already */
+		if (flight[index].reply_code != 0)
+		{
+			window->places[index].reply_code = flight[index].reply_code;
+			finish(window, index, TPC_PUBLICATION_RETURNED);
+			continue;
+		}
+		if (nshunned < LANE_LENGTH && !is_shunned(destination))
+			shunned[nshunned++] = destination;
+		tpc_node_count(node, TPC_STAT_OVERDUE, 1);
+		finish(window, index, TPC_PUBLICATION_OVERDUE);
+	}
+	make_list = true;
+	tpc_channel_close(broker, lane->channel);
+	reset_lane(lane);
+}
+
+/* Look after lanes of which the broker says nothing. */
+static void
+look_after_silence(TpcNode *node, TpcBroker *broker, TpcPublications *window)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		passed = turn_at == 0 ? 0 : (now - turn_at) / 1000;
+	bool		wanted = probes.next < probes.n && free_lane() == NULL;
+	Lane	   *longest = NULL;
+
+	/* what is less than a millisecond counts next time */
+	if (turn_at != 0 && passed <= 0)
+		return;
+	turn_at = now;
+	passed = Min(passed, TURN_SILENCE_MS);
+	for (int i = 0; i < LANES; i++)
+	{
+		Lane	   *lane = &lanes[i];
+
+		if (dlist_is_empty(&lane->flights))
+			continue;
+		lane->silent_ms = Min(lane->silent_ms + (int) passed, INT_MAX / 2);
+		if (lane->silent_ms < tpc_confirm_timeout)
+			continue;
+		/* it would have closed by now */
+		accept_up_to(lane, lane->last_tag);
+		if (i == 0)
+		{
+			ereport(LOG,
+					(errmsg("the broker has not confirmed any message for %d ms",
+							lane->silent_ms),
+					 errdetail("One message at a time tries each of their destinations.")));
+			give_up_lane(node, broker, window, lane);
+			continue;
+		}
+		if (!lane->logged)
+			ereport(LOG,
+					(errmsg("the broker does not confirm message " INT64_FORMAT,
+							window->places[dlist_container(Flight, link,
+														   lane->flights.head.next) - flight].id),
+					 errdetail("What else goes to its exchange with its routing key waits until it does."),
+					 errhint("View tpc_amqp.publications lists messages that wait.")));
+		lane->logged = true;
+		if (longest == NULL || lane->silent_ms > longest->silent_ms)
+			longest = lane;
+	}
+	if (longest != NULL &&
+		(wanted || pg_atomic_exchange_u32(&window->probes_held_up, 0) != 0))
+		give_up_lane(node, broker, window, longest);
+}
+
 static void
 serve(TpcNode *node, TpcBroker *broker, bool blocked)
 {
 	TpcPublications *window = find_window(node);
 	Size		bytes = 0;
 
-	if (told)
+	if (window != NULL && broker != NULL && !blocked)
 	{
-		told = false;
-		tpc_poke_relay(node);
+		look_after_silence(node, broker, window);
+		if (make_list || given != pg_atomic_read_u64(&window->given))
+			list_waiting(window);
+		/* few, and others wait for what they find out */
+		send_list(node, broker, window, &probes, &bytes);
+		send_list(node, broker, window, &waiting, &bytes);
+		for (int i = 0; i < LANES; i++)
+			ask(broker, &lanes[i]);
 	}
-	if (window == NULL || broker == NULL || blocked)
-		return;
-	if (make_list || given != pg_atomic_read_u64(&window->given))
-		list_waiting(window);
-	while (next_waiting < nwaiting && nunsure < limit)
-	{
-		int			index = waiting[next_waiting];
-
-		if (bytes > TURN_BYTES)
-		{
-			SetLatch(MyLatch);
-			break;
-		}
-		if (!open_channel(broker))
-			break;
-		bytes += window->places[index].body_len + 512;
-		if (!send_one(node, broker, window, index))
-			break;
-		next_waiting++;
-	}
-	if (channel != 0)
-		ask(broker);
+	else
+		turn_at = 0;
 	if (told)
 	{
 		told = false;
@@ -373,14 +589,14 @@ settle(TpcNode *node, TpcPublications *window, int index, bool rejected)
 }
 
 static void
-take_confirm(TpcNode *node, TpcPublications *window,
+take_confirm(TpcNode *node, TpcPublications *window, Lane *lane,
 			 const TpcBrokerEvent *event)
 {
 	dlist_mutable_iter iter;
 
 	TPC_FAILPOINT("X5.before");
-	accept_up_to(event->delivery_tag);
-	dlist_foreach_modify(iter, &flights)
+	accept_up_to(lane, event->delivery_tag);
+	dlist_foreach_modify(iter, &lane->flights)
 	{
 		int			index = dlist_container(Flight, link, iter.cur) - flight;
 		uint64		tag = flight[index].tag;
@@ -399,7 +615,7 @@ take_confirm(TpcNode *node, TpcPublications *window,
  * the first of those that went the same way.
  */
 static void
-take_return(TpcPublications *window, const TpcBrokerEvent *event)
+take_return(TpcPublications *window, Lane *lane, const TpcBrokerEvent *event)
 {
 	const char *id;
 	size_t		id_len;
@@ -408,7 +624,7 @@ take_return(TpcPublications *window, const TpcBrokerEvent *event)
 	if (!tpc_properties_message_id(event->properties.ptr,
 								   event->properties.len, &id, &id_len))
 		return;
-	dlist_foreach(iter, &flights)
+	dlist_foreach(iter, &lane->flights)
 	{
 		int			index = dlist_container(Flight, link, iter.cur) - flight;
 		TpcPublication *place = &window->places[index];
@@ -458,58 +674,70 @@ is_refusal(int code)
 	}
 }
 
-/* The only one that is unsure; -1 if there are none, or several. */
+/*
+ * The only one that is unsure, in this lane or (NULL) in all; -1 if there are
+ * none, or several.
+ */
 static int
-only_unsure(void)
+only_unsure(const Lane *only)
 {
-	dlist_iter	iter;
+	int			found = -1;
 
-	if (nunsure != 1)
-		return -1;
-	dlist_foreach(iter, &flights)
+	for (int i = 0; i < LANES; i++)
 	{
-		Flight	   *f = dlist_container(Flight, link, iter.cur);
+		dlist_iter	iter;
 
-		if (!f->accepted)
-			return f - flight;
+		if (only != NULL && only != &lanes[i])
+			continue;
+		dlist_foreach(iter, &lanes[i].flights)
+		{
+			Flight	   *f = dlist_container(Flight, link, iter.cur);
+
+			if (f->accepted)
+				continue;
+			if (found >= 0)
+				return -1;
+			found = f - flight;
+		}
 	}
-	return -1;
+	return found;
 }
 
 static void
-channel_closed(TpcPublications *window, const TpcBrokerError *error)
+channel_closed(TpcPublications *window, Lane *lane, const TpcBrokerError *error)
 {
-	int			index = only_unsure();
+	int			index = only_unsure(lane);
 
-	channel = 0;
 	if (!is_refusal(error->reply_code))
 		reopen_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												REOPEN_MS);
 	else if (index >= 0)
 		refuse(window, index, error->reply_code, error->text);
 	limit = 1;
-	recall(window);
+	recall(window, lane);
 }
 
 static void
-take_event(TpcChannelOwner *self, TpcNode *node, TpcBroker *broker,
+take_event(TpcChannelOwner *owner, TpcNode *node, TpcBroker *broker,
 		   const TpcBrokerEvent *event)
 {
 	TpcPublications *window = find_window(node);
+	Lane	   *lane = (Lane *) owner;
 
+	lane->silent_ms = 0;
 	switch (event->kind)
 	{
 		case TPC_EVENT_CONFIRM:
-			take_confirm(node, window, event);
+			take_confirm(node, window, lane, event);
 			break;
 		case TPC_EVENT_RETURNED:
-			take_return(window, event);
+			take_return(window, lane, event);
 			break;
 		case TPC_EVENT_ANSWER:
-			take_answer();
+			take_answer(lane);
 			break;
 		case TPC_EVENT_CHANNEL_CLOSED:
-			channel_closed(window, &event->error);
+			channel_closed(window, lane, &event->error);
 			break;
 		default:
 			break;
@@ -526,8 +754,17 @@ connected(TpcNode *node, TpcBroker *broker)
 {
 	TpcPublications *window = find_window(node);
 
-	channel = 0;
+	for (int i = 0; i < LANES; i++)
+	{
+		if (lanes[i].owner.take == NULL)
+		{
+			lanes[i].owner.take = take_event;
+			dlist_init(&lanes[i].flights);
+		}
+		reset_lane(&lanes[i]);
+	}
 	reopen_at = 0;
+	turn_at = 0;
 	make_list = true;
 	if (window == NULL)
 		return;
@@ -546,12 +783,11 @@ lost(TpcNode *node, const TpcBrokerError *error)
 {
 	TpcPublications *window = find_window(node);
 
-	channel = 0;
 	if (window == NULL)
 		return;
 	if (is_refusal(error->reply_code) && nunsure > 0)
 	{
-		int			index = only_unsure();
+		int			index = only_unsure(NULL);
 
 		limit = 1;
 		if (index >= 0)
@@ -563,7 +799,8 @@ lost(TpcNode *node, const TpcBrokerError *error)
 			suspect = id;
 		}
 	}
-	recall(window);
+	for (int i = 0; i < LANES; i++)
+		recall(window, &lanes[i]);
 }
 
 const TpcMessengerPart tpc_publication_part = {connected, lost, serve};

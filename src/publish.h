@@ -33,7 +33,9 @@ typedef enum TpcPublicationState
 	TPC_PUBLICATION_CONFIRMED,
 	TPC_PUBLICATION_RETURNED,	/* mandatory, and no queue for it */
 	TPC_PUBLICATION_REFUSED,	/* the broker cannot take it, ever */
-	TPC_PUBLICATION_REJECTED	/* the broker does not take it, for now */
+	TPC_PUBLICATION_REJECTED,	/* the broker does not take it, for now */
+	TPC_PUBLICATION_OVERDUE		/* the broker says nothing of those that go
+								 * where it goes */
 } TpcPublicationState;
 
 typedef struct TpcPublication
@@ -49,6 +51,8 @@ typedef struct TpcPublication
 	uint32		body_len;
 	dsa_pointer data;			/* those four, one after the other */
 	uint64		destination;	/* of exchange and routing key, a hash */
+	bool		probe;			/* to find out whether the broker takes it */
+	bool		counted;		/* relay: its destination is held */
 	int			reply_code;		/* returned, refused: the broker's … */
 	char		reason[200];	/* … words */
 } TpcPublication;
@@ -56,6 +60,8 @@ typedef struct TpcPublication
 typedef struct TpcPublications
 {
 	pg_atomic_uint64 given;		/* order of the last one that is waiting */
+	/* set by the relay, for the messenger: probes do not find room */
+	pg_atomic_uint32 probes_held_up;
 	TpcPublication places[TPC_PUBLICATIONS];
 } TpcPublications;
 

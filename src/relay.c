@@ -9,9 +9,10 @@
  * broker has confirmed.  What came back moves to table returned.
  *
  * Rows become visible in any order of ids, and those of one transaction are
- * to go out in theirs.  So each look begins at the lowest id that may still
- * be there, passing over what is in the window.  Ids below low are gone for
- * good: see note_seen().
+ * to go out in theirs.  So each look begins at the lowest id that may have
+ * turned up since the last one (unseen.c), passing over what is in the window.
+ * What goes where the broker takes nothing for now is looked for by itself
+ * (destination.c).
  *
  * It may end at any time.  Its successor finds in the window what has been
  * handed over, so that nothing is sent twice for that.
@@ -41,12 +42,14 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "destination.h"
 #include "failpoint.h"
 #include "publish.h"
 #include "relation.h"
 #include "settings.h"
 #include "shmem.h"
 #include "subscribe.h"
+#include "unseen.h"
 #include "worker.h"
 
 /* How often to look at the tables without being asked. */
@@ -57,19 +60,8 @@
 #define WINDOW_SHARE		8
 /* The window is filled again when so many places are free. */
 #define REFILL				(TPC_PUBLICATIONS / 2)
-/* A destination that rejects is tried again after this time, then twice … */
-#define DEFER_MIN_MS		100
-#define DEFER_MAX_MS		10000
-/* Destinations told apart for that. */
-#define DEFER_BUCKETS		4096
-
-/* Where a message goes that the broker rejected (basic.nack). */
-typedef struct Deferred
-{
-	TimestampTz until;			/* nothing goes there before; 0: not deferred */
-	int			delay_ms;
-	bool		probing;		/* one message is on its way to find out */
-} Deferred;
+/* Messages that find out may be in the window at a time; places kept for them. */
+#define MAX_PROBES			(TPC_PUBLICATIONS / 16)
 
 /* A row that is not to be sent: where it stands instead. */
 typedef struct Failed
@@ -82,12 +74,13 @@ typedef struct Failed
 
 static TpcNode *node;
 static TpcPublications *window = NULL;
-static Deferred *deferred;		/* DEFER_BUCKETS */
 static MemoryContext turn_context;	/* reset every turn */
 
-static int64 low = 0;			/* no row below */
-static int64 seen_id = 0;		/* the highest seen at some look … */
-static TransactionId seen_xid;	/* … after which this was the next xid */
+static TpcUnseen unseen;
+static bool restored = false;	/* destinations have been */
+
+/* One that is due could not be tried: there was no room. */
+static bool probes_held_up = false;
 
 static bool more_rows = true;	/* the window was full at the last look */
 static uint32 requests = 0;		/* as of the last look */
@@ -137,6 +130,25 @@ repair_given(void)
 	}
 }
 
+/* The relay before us has found out where the broker takes nothing. */
+static void
+restore_destinations(void)
+{
+	for (int i = 0; i < TPC_PUBLICATIONS; i++)
+	{
+		TpcPublication *place = &window->places[i];
+
+		if (state_of(place) == TPC_PUBLICATION_FREE)
+			continue;
+		if (place->probe)
+			tpc_destination_restore(tpc_destination_find(place->destination),
+									place->id);
+		else
+			place->counted = false;
+	}
+	restored = true;
+}
+
 /*
  * Make it if it is not there yet; false if there is no room.  window is NULL
  * at the start, and after an error.
@@ -156,6 +168,7 @@ find_window(void)
 		window = dsa_get_address(tpc_area(), p);
 		memset(window, 0, sizeof(TpcPublications));
 		pg_atomic_init_u64(&window->given, 0);
+		pg_atomic_init_u32(&window->probes_held_up, 0);
 		for (int i = 0; i < TPC_PUBLICATIONS; i++)
 		{
 			pg_atomic_init_u32(&window->places[i].state,
@@ -167,6 +180,8 @@ find_window(void)
 	}
 	window = dsa_get_address(tpc_area(), p);
 	repair_given();
+	if (!restored)
+		restore_destinations();
 	return true;
 }
 
@@ -209,49 +224,6 @@ compare_ids(const void *a, const void *b)
 	int64		y = *(const int64 *) b;
 
 	return x < y ? -1 : x > y;
-}
-
-/*-------------------------------------------------------------------------
- * Destinations that reject
- *
- * One queue that is full and says so must not fill the window with what it
- * will reject again.  What goes there stays in the table, but for one message
- * that finds out whether it takes some again.
- *-------------------------------------------------------------------------
- */
-
-static Deferred *
-deferred_of(uint64 destination)
-{
-	return &deferred[destination % DEFER_BUCKETS];
-}
-
-static void
-defer(uint64 destination)
-{
-	Deferred   *d = deferred_of(destination);
-
-	/* others that were sent before it was known say nothing new */
-	if (d->until == 0 || d->probing)
-		d->delay_ms = Min(Max(2 * d->delay_ms, DEFER_MIN_MS), DEFER_MAX_MS);
-	d->probing = false;
-	d->until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-										   d->delay_ms);
-}
-
-/* Whether a message has to stay for now. */
-static bool
-is_deferred(uint64 destination)
-{
-	Deferred   *d = deferred_of(destination);
-
-	if (d->until == 0)
-		return false;
-	if (!d->probing && GetCurrentTimestamp() >= d->until)
-		return false;
-	if (!d->probing)
-		look_at = Min(look_at, d->until);
-	return true;
 }
 
 /*-------------------------------------------------------------------------
@@ -362,11 +334,13 @@ take_outcomes(void)
 	List	   *failed = NIL;
 	int			nplaces = 0;
 	int			nconfirmed = 0;
+	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < TPC_PUBLICATIONS; i++)
 	{
 		TpcPublication *place = &window->places[i];
 		TpcPublicationState state = state_of(place);
+		TpcDestination *d = tpc_destination_find(place->destination);
 		Failed	   *f;
 
 		switch (state)
@@ -380,9 +354,10 @@ take_outcomes(void)
 			case TPC_PUBLICATION_SENT:
 				continue;
 			case TPC_PUBLICATION_REJECTED:
-				defer(place->destination);
+			case TPC_PUBLICATION_OVERDUE:
+				tpc_destination_refused(d, place->id, place->counted, now);
 				free_place(place);
-				more_rows = true;
+				probes_held_up = false;
 				continue;
 			case TPC_PUBLICATION_CONFIRMED:
 				confirmed[nconfirmed++] = Int64GetDatum(place->id);
@@ -398,11 +373,18 @@ take_outcomes(void)
 				failed = lappend(failed, f);
 				break;
 		}
-		memset(deferred_of(place->destination), 0, sizeof(Deferred));
+		if (tpc_destination_took(d, place->counted, now))
+		{
+			tpc_unseen_again(&unseen, d->first);
+			more_rows = true;
+		}
+		/* lest it be counted twice, after an error */
+		place->counted = false;
 		places[nplaces++] = place;
 	}
 	if (nplaces == 0)
 		return;
+	probes_held_up = false;
 
 	TPC_FAILPOINT("X6.before");
 	tpc_worker_begin();
@@ -426,31 +408,6 @@ take_outcomes(void)
  * Rows to be sent: step X3
  *-------------------------------------------------------------------------
  */
-
-/*
- * note_seen: an end of a look with this snapshot, of which first and last are
- * the lowest and the highest id it met (0: none).
- *
- * A transaction draws ids after its own xid (publish.c).  Say that a look met
- * id M, and after it the next xid was X.  Ids up to M had been drawn by then,
- * by transactions below X.  Once a snapshot has no xid below X running, it
- * shows all those ids that there will ever be.
- */
-static void
-note_seen(Snapshot snapshot, int64 first, int64 last)
-{
-	if (seen_id > 0 &&
-		TransactionIdFollowsOrEquals(snapshot->xmin, seen_xid))
-	{
-		low = first > 0 ? Min(first, seen_id + 1) : seen_id + 1;
-		seen_id = 0;
-	}
-	if (seen_id == 0 && last >= low && last > 0)
-	{
-		seen_id = last;
-		seen_xid = XidFromFullTransactionId(ReadNextFullTransactionId());
-	}
-}
 
 /*
  * watch_prepared, unwatch_prepared: before a look, and after it with its
@@ -482,9 +439,13 @@ unwatch_prepared(Snapshot snapshot)
 	}
 }
 
-/* Put one row into a place; false if there is no room for it now. */
+/*
+ * Put one row into a place; false if there is no room for it now.  d: where it
+ * goes, if that is held.
+ */
 static bool
-hand_over(TpcPublication *place, int64 id, Datum *values)
+hand_over(TpcPublication *place, int64 id, Datum *values, uint64 destination,
+		  TpcDestination *d)
 {
 	char	   *exchange =
 	TextDatumGetCString(values[PUBLICATION_EXCHANGE - 1]);
@@ -517,6 +478,9 @@ hand_over(TpcPublication *place, int64 id, Datum *values)
 	memcpy(p, VARDATA_ANY(body), place->body_len);
 
 	place->id = id;
+	place->destination = destination;
+	place->counted = d != NULL;
+	place->probe = d != NULL && d->allowed == 1;
 	place->mandatory = DatumGetBool(values[PUBLICATION_MANDATORY - 1]);
 	place->repeated = false;
 	place->reply_code = 0;
@@ -524,6 +488,8 @@ hand_over(TpcPublication *place, int64 id, Datum *values)
 	place->order = pg_atomic_read_u64(&window->given) + 1;
 	pg_write_barrier();
 	pg_atomic_write_u32(&place->state, TPC_PUBLICATION_WAITING);
+	if (d != NULL)
+		tpc_destination_given(d, id);
 	TPC_FAILPOINT("X3.given");
 	pg_write_barrier();
 	pg_atomic_write_u64(&window->given, place->order);
@@ -550,16 +516,32 @@ typedef struct Inventory
 	int64		ids[TPC_PUBLICATIONS];
 	int			nfree;
 	int			free[TPC_PUBLICATIONS];
+	int			ngiven;			/* of messages that are no probes */
 	Size		bytes;
+	int			nprobes;
+	Size		probe_bytes;
 } Inventory;
+
+static void
+count_given(Inventory *inv, const TpcPublication *place)
+{
+	if (place->probe)
+	{
+		inv->nprobes++;
+		inv->probe_bytes += place->body_len;
+	}
+	else
+	{
+		inv->ngiven++;
+		inv->bytes += place->body_len;
+	}
+}
 
 static Inventory *
 take_inventory(void)
 {
-	Inventory  *inv = palloc(sizeof(Inventory));
+	Inventory  *inv = palloc0(sizeof(Inventory));
 
-	inv->nids = inv->nfree = 0;
-	inv->bytes = 0;
 	/* from the end, so that the first ones are taken first */
 	for (int i = TPC_PUBLICATIONS - 1; i >= 0; i--)
 	{
@@ -570,7 +552,7 @@ take_inventory(void)
 		else
 		{
 			inv->ids[inv->nids++] = place->id;
-			inv->bytes += place->body_len;
+			count_given(inv, place);
 		}
 	}
 	qsort(inv->ids, inv->nids, sizeof(int64), compare_ids);
@@ -578,111 +560,240 @@ take_inventory(void)
 }
 
 /*
- * Hand over what is committed, in order of ids, as far as there is room.
- * Returns rows that cannot be sent, as Failed.
+ * Whether a body of this size finds room.  One that is larger than the share
+ * goes when there is little else.
+ */
+static bool
+has_room(const Inventory *inv, Size size)
+{
+	Size		share = (Size) tpc_max_memory * 1024 * 1024 / WINDOW_SHARE;
+
+	if (inv->nfree <= MAX_PROBES - inv->nprobes)
+		return false;
+	return inv->ngiven == 0 || inv->bytes + size <= share ||
+		(size > share && inv->bytes <= share / 8);
+}
+
+/* The same of a probe, which may have to wait there for long. */
+static bool
+has_room_for_probe(const Inventory *inv, Size size)
+{
+	Size		share = (Size) tpc_max_memory * 1024 * 1024 / WINDOW_SHARE;
+
+	if (inv->nfree == 0 || inv->nprobes >= MAX_PROBES)
+		return false;
+	return inv->nprobes == 0 || inv->probe_bytes + size <= share / 2;
+}
+
+/* A look at the table. */
+typedef struct Look
+{
+	Relation	rel;
+	Relation	index;
+	Snapshot	snapshot;
+	Inventory  *inv;
+	MemoryContext row_context;
+	List	   *failed;			/* rows that cannot be sent, as Failed */
+	bool		awaited;		/* standbys have what the snapshot shows */
+	int64		highest;		/* id met; 0: none */
+} Look;
+
+typedef enum RowFate
+{
+	ROW_PASSED_OVER,
+	ROW_GIVEN,
+	ROW_STOPS					/* there is no room for it */
+} RowFate;
+
+static SysScanDesc
+begin_scan(Look *look, int64 first)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, PUBLICATION_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(first));
+	return systable_beginscan_ordered(look->rel, look->index, look->snapshot,
+									  1, &key);
+}
+
+static void
+add_too_large(Look *look, int64 id, Size size)
+{
+	Failed	   *f = palloc(sizeof(Failed));
+
+	f->id = id;
+	f->kind = "refused";
+	f->code = 0;
+	f->reason = psprintf("the body has %zu bytes; tpc_amqp.max_payload allows %zu",
+						 size, tpc_publication_max_body());
+	look->failed = lappend(look->failed, f);
+}
+
+/*
+ * Deal with a row.  held: only rows that go there are meant; else all that go
+ * where nothing is held.
  *
  * Who committed them has waited for the synchronous standbys, unless that was
  * cancelled, or it was a COMMIT PREPARED that did not care.
  */
+static RowFate
+take_row(Look *look, HeapTuple tuple, TpcDestination *held)
+{
+	Inventory  *inv = look->inv;
+	MemoryContext caller = CurrentMemoryContext;
+	Datum		values[PUBLICATION_NATTS];
+	bool		nulls[PUBLICATION_NATTS];
+	uint64		hash;
+	TpcDestination *d;
+	TpcPublication *place;
+	int64		id;
+	Size		size;
+	bool		room;
+
+	CHECK_FOR_INTERRUPTS();
+	heap_deform_tuple(tuple, RelationGetDescr(look->rel), values, nulls);
+	id = DatumGetInt64(values[PUBLICATION_ID - 1]);
+	look->highest = Max(look->highest, id);
+	if (DatumGetObjectId(values[PUBLICATION_DATABASE - 1]) != MyDatabaseId ||
+		bsearch(&id, inv->ids, inv->nids, sizeof(int64), compare_ids))
+		return ROW_PASSED_OVER;
+
+	MemoryContextReset(look->row_context);
+	MemoryContextSwitchTo(look->row_context);
+	hash = destination_of(values);
+	MemoryContextSwitchTo(caller);
+	d = tpc_destination_find(hash);
+	if (held != NULL && d != held)
+		return ROW_PASSED_OVER;
+
+	size = toast_raw_datum_size(values[PUBLICATION_BODY - 1]) - VARHDRSZ;
+	if (size > tpc_publication_max_body())
+	{
+		add_too_large(look, id, size);
+		return ROW_PASSED_OVER;
+	}
+	if (held == NULL && d->held)
+	{
+		tpc_destination_met(d, id);
+		return ROW_PASSED_OVER;
+	}
+	if (held != NULL && held->allowed == 1 ?
+		!has_room_for_probe(inv, size) : !has_room(inv, size))
+		return ROW_STOPS;
+
+	if (!look->awaited && tpc_worker_has_standbys() &&
+		!tpc_worker_await_standbys())
+		proc_exit(0);
+	look->awaited = true;
+	place = &window->places[inv->free[inv->nfree - 1]];
+	MemoryContextSwitchTo(look->row_context);
+	room = hand_over(place, id, values, hash, held);
+	MemoryContextSwitchTo(caller);
+	if (!room)
+	{
+		/* others have the memory, and give it back */
+		look_at = Min(look_at,
+					  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100));
+		return ROW_STOPS;
+	}
+	inv->nfree--;
+	count_given(inv, place);
+	return ROW_GIVEN;
+}
+
+/*
+ * Try destinations that are held and whose time has come: hand over as many of
+ * their rows as may be on their way.
+ */
+static void
+look_for_held(Look *look)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TpcDestination *d;
+
+	probes_held_up = false;
+	while (!probes_held_up && (d = tpc_destination_next()) != NULL &&
+		   d->until <= now)
+	{
+		SysScanDesc scan = begin_scan(look, d->first);
+		HeapTuple	tuple = NULL;
+
+		look->highest = 0;
+		while (d->waits &&
+			   (tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
+		{
+			if (take_row(look, tuple, d) != ROW_STOPS)
+				continue;
+			tpc_destination_passed(d, look->highest);
+			probes_held_up = true;
+			if (d->allowed == 1)
+				pg_atomic_write_u32(&window->probes_held_up, 1);
+			break;
+		}
+		if (d->waits && tuple == NULL)
+		{
+			tpc_destination_passed(d, look->highest + 1);
+			tpc_destination_exhausted(d);
+		}
+		systable_endscan_ordered(scan);
+	}
+}
+
+/* Hand over the others, in order of ids, as far as there is room. */
+static void
+look_for_new(Look *look, int64 first)
+{
+	SysScanDesc scan = begin_scan(look, first);
+	HeapTuple	tuple;
+	int64		done = unseen.done;
+	MemoryContext old;
+
+	more_rows = false;
+	look->highest = 0;
+	while ((tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
+	{
+		if (take_row(look, tuple, NULL) == ROW_STOPS)
+		{
+			more_rows = true;
+			done = look->highest - 1;
+			break;
+		}
+	}
+	if (!more_rows)
+		done = Max(done, look->highest);
+	systable_endscan_ordered(scan);
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	tpc_unseen_end(&unseen, done, look->highest,
+				   XidFromFullTransactionId(ReadNextFullTransactionId()));
+	MemoryContextSwitchTo(old);
+}
+
+/* Returns rows that cannot be sent, as Failed. */
 static List *
 look_at_rows(Inventory *inv, MemoryContext row_context)
 {
-	Relation	rel = tpc_relation_open("publication", AccessShareLock);
-	Relation	index = index_open(tpc_index_oid("publication_pkey"),
-								   AccessShareLock);
-	Snapshot	snapshot;
-	Size		max_bytes = (Size) tpc_max_memory * 1024 * 1024 / WINDOW_SHARE;
-	MemoryContext caller = CurrentMemoryContext;
-	List	   *failed = NIL;
-	SysScanDesc scan;
-	ScanKeyData key;
-	HeapTuple	tuple;
-	int64		first = 0;
-	int64		last = 0;
-	bool		awaited = false;
+	Look		look = {.inv = inv,.row_context = row_context};
+	MemoryContext old;
+	int64		first;
 
-	more_rows = false;
+	look.rel = tpc_relation_open("publication", AccessShareLock);
+	look.index = index_open(tpc_index_oid("publication_pkey"),
+							AccessShareLock);
 	watch_prepared();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	ScanKeyInit(&key, PUBLICATION_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum(low));
-	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
-	while ((tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
-	{
-		Datum		values[PUBLICATION_NATTS];
-		bool		nulls[PUBLICATION_NATTS];
-		TpcPublication *place;
-		int64		id;
-		Size		size;
-		bool		room;
+	look.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	first = tpc_unseen_begin(&unseen, look.snapshot->xmax,
+							 look.snapshot->xip, look.snapshot->xcnt);
+	MemoryContextSwitchTo(old);
 
-		CHECK_FOR_INTERRUPTS();
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		id = DatumGetInt64(values[PUBLICATION_ID - 1]);
-		if (first == 0)
-			first = id;
-		last = id;
-		if (DatumGetObjectId(values[PUBLICATION_DATABASE - 1]) != MyDatabaseId ||
-			bsearch(&id, inv->ids, inv->nids, sizeof(int64), compare_ids))
-			continue;
+	look_for_held(&look);
+	look_for_new(&look, first);
 
-		size = toast_raw_datum_size(values[PUBLICATION_BODY - 1]) - VARHDRSZ;
-		if (size > tpc_publication_max_body())
-		{
-			Failed	   *f = palloc(sizeof(Failed));
-
-			f->id = id;
-			f->kind = "refused";
-			f->code = 0;
-			f->reason = psprintf("the body has %zu bytes; tpc_amqp.max_payload allows %zu",
-								 size, tpc_publication_max_body());
-			failed = lappend(failed, f);
-			continue;
-		}
-		/* one that is larger than the share goes when there is little else */
-		if (inv->nfree == 0 ||
-			(inv->nids > 0 && inv->bytes + size > max_bytes &&
-			 (size <= max_bytes || inv->bytes > max_bytes / 8)))
-		{
-			more_rows = true;
-			break;
-		}
-
-		MemoryContextReset(row_context);
-		MemoryContextSwitchTo(row_context);
-		place = &window->places[inv->free[inv->nfree - 1]];
-		place->destination = destination_of(values);
-		if (is_deferred(place->destination))
-		{
-			MemoryContextSwitchTo(caller);
-			continue;
-		}
-		if (!awaited && tpc_worker_has_standbys() &&
-			!tpc_worker_await_standbys())
-			proc_exit(0);
-		awaited = true;
-		room = hand_over(place, id, values);
-		MemoryContextSwitchTo(caller);
-		if (!room)
-		{
-			/* others have the memory, and give it back */
-			look_at = Min(look_at,
-						  TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100));
-			break;
-		}
-		if (deferred_of(place->destination)->until != 0)
-			deferred_of(place->destination)->probing = true;
-		inv->nfree--;
-		inv->nids++;			/* not among those looked up: it is behind us */
-		inv->bytes += size;
-	}
-	systable_endscan_ordered(scan);
-	note_seen(snapshot, first, last);
-	unwatch_prepared(snapshot);
-	UnregisterSnapshot(snapshot);
-	index_close(index, AccessShareLock);
-	table_close(rel, AccessShareLock);
-	return failed;
+	unwatch_prepared(look.snapshot);
+	UnregisterSnapshot(look.snapshot);
+	index_close(look.index, AccessShareLock);
+	table_close(look.rel, AccessShareLock);
+	return look.failed;
 }
 
 static void
@@ -718,12 +829,22 @@ look(void)
 	TPC_FAILPOINT("X3.after");
 }
 
+/* When a destination that is held is to be tried; 0: none is. */
+static TimestampTz
+probe_at(void)
+{
+	TpcDestination *d = tpc_destination_next();
+
+	return d == NULL || probes_held_up ? 0 : d->until;
+}
+
 static bool
 look_is_due(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	int			nfree = 0;
 
-	if (GetCurrentTimestamp() >= look_at ||
+	if (now >= look_at || (probe_at() != 0 && now >= probe_at()) ||
 		(!more_rows && requests != pg_atomic_read_u32(&node->relay_requests)))
 		return true;
 	if (!more_rows)
@@ -745,14 +866,19 @@ look_is_due(void)
 static long
 take_turn(void)
 {
+	TimestampTz next;
+
 	if (!find_window())
 		return 100;
 	take_outcomes();
 	MemoryContextSwitchTo(turn_context);
 	if (look_is_due())
 		look();
+	next = look_at;
+	if (probe_at() != 0)
+		next = Min(next, probe_at());
 	return Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-												  look_at));
+												  next));
 }
 
 /* The same; an error is logged, and things are tried again later. */
@@ -784,6 +910,7 @@ take_safe_turn(void)
 												  ERROR_WAIT_MS);
 		window = NULL;
 		more_rows = true;
+		tpc_unseen_forget(&unseen);
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
@@ -798,8 +925,7 @@ tpc_relay_main(Datum arg)
 	turn_context = AllocSetContextCreate(TopMemoryContext,
 										 "tpc_amqp relay turn",
 										 ALLOCSET_DEFAULT_SIZES);
-	deferred = MemoryContextAllocZero(TopMemoryContext,
-									  sizeof(Deferred) * DEFER_BUCKETS);
+	tpc_destinations_init();
 	/* what was prepared before our time */
 	pg_atomic_write_u32(&node->publisher_prepared, TPC_PREPARED_NEW);
 	pgstat_report_activity(STATE_RUNNING, "relaying to the messenger");

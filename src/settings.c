@@ -27,6 +27,7 @@ int			tpc_prepare_workers = 2;
 int			tpc_resolve_workers = 1;
 int			tpc_consume_workers = 2;
 int			tpc_broker_timeout = 10000;
+int			tpc_confirm_timeout = 10000;
 int			tpc_slot_timeout = 1000;
 int			tpc_max_requests = 100;
 int			tpc_resolve_interval = 5000;
@@ -115,6 +116,11 @@ tpc_settings_define(void)
 							"Of functions that act on the broker at once, such as declare_queue().",
 							&tpc_broker_timeout, 10000, 1, INT_MAX / 2,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("tpc_amqp.confirm_timeout",
+							"Time the broker may say nothing of messages of publish().",
+							"Then one message at a time finds out which of their destinations takes any.",
+							&tpc_confirm_timeout, 10000, 100, INT_MAX / 2,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.slot_timeout",
 							"Time a session waits for a place where all are taken.",
 							"Of max_transactions and of max_requests.  Zero: it does not wait.",

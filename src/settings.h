@@ -24,6 +24,7 @@ extern int	tpc_prepare_workers;
 extern int	tpc_resolve_workers;
 extern int	tpc_consume_workers;
 extern int	tpc_broker_timeout; /* ms */
+extern int	tpc_confirm_timeout;	/* ms */
 extern int	tpc_slot_timeout;	/* ms; 0: do not wait */
 extern int	tpc_max_requests;
 extern int	tpc_resolve_interval;	/* ms */

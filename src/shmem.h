@@ -122,6 +122,7 @@ typedef enum TpcCounter
 	TPC_STAT_REPUBLISHED,		/* … of those, sent before */
 	TPC_STAT_CONFIRMED,			/* … taken by the broker */
 	TPC_STAT_REJECTED,			/* … not taken for now (basic.nack) */
+	TPC_STAT_OVERDUE,			/* … not confirmed in time */
 	TPC_STAT_RETURNED,			/* … moved to table returned: nobody's */
 	TPC_STAT_REFUSED,			/* … moved there: refused by the broker */
 	TPC_STAT_PREPARE_WAIT_US,	/* sum over transactions: C1 to the last vote */
@@ -341,8 +342,8 @@ typedef struct TpcParticipant
 	char		node[TPC_NODE_SIZE];
 	char		user_id[TPC_USER_MAXLEN + 1];	/* of its vote */
 	TpcVoteState vote;			/* messenger, under txns */
-	char		kind[TPC_KIND_SIZE];	/* whose queue its prepare goes to; "":
-										 * the general one */
+	char		kind[TPC_KIND_SIZE];	/* whose queue its prepare goes to;
+										 * "": the general one */
 	bool		own_queues;		/* it is reached by those of the transaction */
 	bool		enlisted;		/* prepared by the application, not by us */
 	bool		dropped;		/* enlisted in a savepoint that rolled back */

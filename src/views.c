@@ -755,7 +755,8 @@ tpc_live_publications(PG_FUNCTION_ARGS)
 				continue;
 			ids[n] = place->id;
 			sent[n++] = state != TPC_PUBLICATION_WAITING &&
-				state != TPC_PUBLICATION_REJECTED;
+				state != TPC_PUBLICATION_REJECTED &&
+				state != TPC_PUBLICATION_OVERDUE;
 		}
 	}
 	LWLockRelease(&tpc_shared->control);

@@ -282,19 +282,11 @@ $amqp->delete_queue('full');
 sent($blog);
 
 # A queue that says nothing: what is large has to get past it, too.
-my $suspend = sub {
-	my ($how) = @_;
-	my $vhost = $blog->broker->vhost;
-
-	$blog->broker->ctl('eval', qq({ok, Q} = rabbit_amqqueue:lookup(
-		rabbit_misc:r(<<"$vhost">>, queue, <<"silent">>)),
-		sys:$how(amqqueue:get_pid(Q)).));
-};
 $amqp->declare('silent');
 $blog->cluster->append_conf('postgresql.conf', 'tpc_amqp.max_payload = 4096');
 $blog->cluster->reload;
 $blog->poll('SHOW tpc_amqp.max_payload', '4MB');
-$suspend->('suspend');
+$blog->broker->suspend_queues('silent');
 $blog->sql(q{SELECT tpc_amqp.publish('', 'silent', 'not confirmed')});
 $blog->poll(q{SELECT state = 'sent' FROM tpc_amqp.publications});
 $blog->sql(q{SELECT tpc_amqp.publish('', 'q', repeat('x', 3 * 1024 * 1024));
@@ -302,7 +294,7 @@ $blog->sql(q{SELECT tpc_amqp.publish('', 'q', repeat('x', 3 * 1024 * 1024));
 is(length $amqp->get('q')->{body}, 3 * 1024 * 1024,
 	'a queue that does not confirm: a large message gets past it');
 is($amqp->get('q')->{body}, 'behind it', '... and what is behind that');
-$suspend->('resume');
+$blog->broker->resume_queues('silent');
 sent($blog);
 $amqp->delete_queue('silent');
 $blog->cluster->append_conf('postgresql.conf', 'tpc_amqp.max_payload = 1024');

@@ -838,6 +838,22 @@ sub purge_queue
 	return $self->ctl('purge_queue', '-p', $self->{vhost}, $name);
 }
 
+# suspend_queues NAMES, resume_queues NAMES: what serves them does nothing, as a
+# quorum queue without its majority.
+sub suspend_queues { return shift->_each_queue('suspend', @_) }
+sub resume_queues { return shift->_each_queue('resume', @_) }
+
+sub _each_queue
+{
+	my ($self, $how, @names) = @_;
+	my $names = join ', ', map { qq(<<"$_">>) } @names;
+
+	return $self->ctl('eval', qq([begin
+		{ok, Q} = rabbit_amqqueue:lookup(
+			rabbit_misc:r(<<"$self->{vhost}">>, queue, N)),
+		sys:$how(amqqueue:get_pid(Q)) end || N <- [$names]].));
+}
+
 # connections: of this virtual host, a list of { user, state, pid, … }.
 sub connections
 {
