@@ -80,8 +80,8 @@ typedef enum TpcBrokerEventKind
 	TPC_EVENT_ANSWER,			/* to tpc_channel_call() */
 	TPC_EVENT_CANCELLED,		/* the broker ends a consumer: its queue is
 								 * gone; consumer_tag */
-	TPC_EVENT_CHANNEL_CLOSED	/* refused: see error.  The channel is gone, and
-								 * whatever was under way in it unknown */
+	TPC_EVENT_CHANNEL_CLOSED	/* refused: see error.  The channel is gone,
+								 * and whatever was under way in it unknown */
 } TpcBrokerEventKind;
 
 typedef struct TpcBrokerEvent

@@ -133,9 +133,10 @@ static bool
 insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
 	   const ErrorData *edata)
 {
-	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
-	BYTEAOID, BYTEAOID, TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID,
-	OIDOID};
+	Oid			types[] = {
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, BYTEAOID, BYTEAOID,
+		TEXTOID, INT4OID, FLOAT8OID, TEXTOID, TEXTOID, TEXTOID, OIDOID
+	};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
 	bool		dropped = strcmp(state, "dropped") == 0;

@@ -40,7 +40,7 @@ extern bool tpc_failed_receive(const TpcMessageIn *message);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
 									  const ErrorData *edata);
 extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, TpcWorker *self,
-										  bool *other);
+										 bool *other);
 extern bool tpc_failed_lock(const TpcMessageIn *message);
 extern void tpc_failed_remove(int64 id);
 extern void tpc_failed_delete_foreign(void);

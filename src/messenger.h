@@ -26,6 +26,7 @@ typedef struct TpcMessengerPart
 	void		(*connected) (TpcNode *node, TpcBroker *broker);
 	/* The connection is lost, for this reason; so are its channels. */
 	void		(*lost) (TpcNode *node, const TpcBrokerError *error);
+
 	/*
 	 * Once a turn, with errors of a connection pending for the caller: take
 	 * what sessions and workers have left, give the broker layer what is to

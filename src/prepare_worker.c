@@ -77,8 +77,9 @@ static const char no_memory_vote[] =
 "\"message\":\"out of shared memory for messages\"}}";
 
 static TpcNode *node;
-static int	number;			/* of this worker */
-static int	my_kind;		/* index, or TPC_KIND_GENERAL: whose jobs it takes */
+static int	number;				/* of this worker */
+static int	my_kind;			/* index, or TPC_KIND_GENERAL: whose jobs it
+								 * takes */
 static char kind_name[TPC_KIND_SIZE];	/* "" for that */
 static dlist_head *queue;		/* of those; under jobs */
 static dsa_pointer reserve = InvalidDsaPointer;

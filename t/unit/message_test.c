@@ -80,7 +80,8 @@ static bool
 decode_len(TpcMessageType type, const char *body, size_t len,
 		   TpcMessage *msg, const char **why)
 {
-	TpcSlice	chunk = exact_slice((TpcSlice) {body, len});
+	TpcSlice	given = {body, len};
+	TpcSlice	chunk = exact_slice(given);
 	bool		result;
 
 	memset(msg, 0, sizeof(*msg));
