@@ -397,13 +397,10 @@ tpc_branch_gid_exists(const char *gid)
 	values[0] = CStringGetTextDatum(gid);
 	values[1] = ObjectIdGetDatum(MyDatabaseId);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	tpc_spi_execute("SELECT 1 FROM pg_catalog.pg_prepared_xact()"
-					" WHERE gid OPERATOR(pg_catalog.=) $1"
-					" AND dbid OPERATOR(pg_catalog.=) $2",
-					2, types, values, NULL, true, SPI_OK_SELECT);
-	found = SPI_processed > 0;
-	SPI_finish();
+	found = tpc_spi_run("SELECT 1 FROM pg_catalog.pg_prepared_xact()"
+						" WHERE gid OPERATOR(pg_catalog.=) $1"
+						" AND dbid OPERATOR(pg_catalog.=) $2",
+						2, types, values, NULL, true, SPI_OK_SELECT) > 0;
 	PopActiveSnapshot();
 	return found;
 }
@@ -419,20 +416,15 @@ tpc_branch_is_prepared(const TpcBranchRow *row)
 {
 	Oid			types[2] = {TEXTOID, XIDOID};
 	Datum		values[2];
-	bool		found;
 
 	if (row->state != TPC_BRANCH_IN_PROGRESS)
 		return false;
 	values[0] = CStringGetTextDatum(row->gid);
 	values[1] = TransactionIdGetDatum(row->xid);
-	SPI_connect();
-	tpc_spi_execute("SELECT 1 FROM pg_catalog.pg_prepared_xact()"
-					" WHERE gid OPERATOR(pg_catalog.=) $1"
-					" AND transaction OPERATOR(pg_catalog.=) $2",
-					2, types, values, NULL, true, SPI_OK_SELECT);
-	found = SPI_processed > 0;
-	SPI_finish();
-	return found;
+	return tpc_spi_run("SELECT 1 FROM pg_catalog.pg_prepared_xact()"
+					   " WHERE gid OPERATOR(pg_catalog.=) $1"
+					   " AND transaction OPERATOR(pg_catalog.=) $2",
+					   2, types, values, NULL, true, SPI_OK_SELECT) > 0;
 }
 
 /*
@@ -519,14 +511,12 @@ tpc_heuristic_record(const TpcGlobalId *id, bool commit)
 	values[0] = CStringGetTextDatum(id->coordinator);
 	values[1] = UUIDPGetDatum(&uuid);
 	values[2] = BoolGetDatum(commit);
-	SPI_connect();
-	tpc_spi_execute("INSERT INTO tpc_amqp.heuristic"
-					" VALUES ($1, $2, $3, pg_catalog.now(), session_user)"
-					" ON CONFLICT (coordinator, gtid) DO UPDATE"
-					" SET commit = excluded.commit, forced_at = excluded.forced_at,"
-					" forced_by = excluded.forced_by, answered = false",
-					3, types, values, NULL, false, SPI_OK_INSERT);
-	SPI_finish();
+	(void) tpc_spi_run("INSERT INTO tpc_amqp.heuristic"
+					   " VALUES ($1, $2, $3, pg_catalog.now(), session_user)"
+					   " ON CONFLICT (coordinator, gtid) DO UPDATE"
+					   " SET commit = excluded.commit, forced_at = excluded.forced_at,"
+					   " forced_by = excluded.forced_by, answered = false",
+					   3, types, values, NULL, false, SPI_OK_INSERT);
 }
 
 /* tpc_heuristic_lookup: whether a person has decided about a branch, and how. */
@@ -568,19 +558,14 @@ tpc_heuristic_answered(const TpcGlobalId *id)
 	Oid			types[2] = {TEXTOID, UUIDOID};
 	Datum		values[2];
 	pg_uuid_t	uuid;
-	bool		news;
 
 	tpc_gtid_to_bytes(&id->gtid, uuid.data);
 	values[0] = CStringGetTextDatum(id->coordinator);
 	values[1] = UUIDPGetDatum(&uuid);
-	SPI_connect();
-	tpc_spi_execute("UPDATE tpc_amqp.heuristic SET answered = true"
-					" WHERE coordinator OPERATOR(pg_catalog.=) $1"
-					" AND gtid OPERATOR(pg_catalog.=) $2 AND NOT answered",
-					2, types, values, NULL, false, SPI_OK_UPDATE);
-	news = SPI_processed > 0;
-	SPI_finish();
-	return news;
+	return tpc_spi_run("UPDATE tpc_amqp.heuristic SET answered = true"
+					   " WHERE coordinator OPERATOR(pg_catalog.=) $1"
+					   " AND gtid OPERATOR(pg_catalog.=) $2 AND NOT answered",
+					   2, types, values, NULL, false, SPI_OK_UPDATE) > 0;
 }
 
 /* tpc_heuristic_pending: all there are, as TpcHeuristic * in the caller's context. */
@@ -639,16 +624,14 @@ tpc_incident_report(const TpcGlobalId *id, const char *kind, const char *node,
 	values[1] = CStringGetTextDatum(kind);
 	values[2] = CStringGetTextDatum(node);
 	values[3] = CStringGetTextDatum(detail);
-	SPI_connect();
-	tpc_spi_execute("INSERT INTO tpc_amqp.incident"
-					" SELECT $1, $2, $3, pg_catalog.now(), pg_catalog.now(), $4"
-					" WHERE (SELECT pg_catalog.count(*) FROM tpc_amqp.incident)"
-					" OPERATOR(pg_catalog.<) 10000"
-					" ON CONFLICT (gtid, kind, node)"
-					" DO UPDATE SET last_at = excluded.last_at,"
-					" detail = excluded.detail",
-					4, types, values, NULL, false, SPI_OK_INSERT);
-	SPI_finish();
+	(void) tpc_spi_run("INSERT INTO tpc_amqp.incident"
+					   " SELECT $1, $2, $3, pg_catalog.now(), pg_catalog.now(), $4"
+					   " WHERE (SELECT pg_catalog.count(*) FROM tpc_amqp.incident)"
+					   " OPERATOR(pg_catalog.<) 10000"
+					   " ON CONFLICT (gtid, kind, node)"
+					   " DO UPDATE SET last_at = excluded.last_at,"
+					   " detail = excluded.detail",
+					   4, types, values, NULL, false, SPI_OK_INSERT);
 }
 
 /* tpc_incident_clear: kind NULL for all kinds; whether there was one. */
@@ -659,7 +642,6 @@ tpc_incident_clear(const TpcGlobalId *id, const char *kind)
 	Datum		values[2];
 	char		nulls[2] = {' ', ' '};
 	char		gtid[TPC_GTID_TEXT_SIZE];
-	bool		cleared;
 
 	tpc_gtid_to_text(id, gtid);
 	values[0] = CStringGetTextDatum(gtid);
@@ -667,12 +649,8 @@ tpc_incident_clear(const TpcGlobalId *id, const char *kind)
 		values[1] = CStringGetTextDatum(kind);
 	else
 		nulls[1] = 'n';
-	SPI_connect();
-	tpc_spi_execute("DELETE FROM tpc_amqp.incident"
-					" WHERE gtid OPERATOR(pg_catalog.=) $1"
-					" AND ($2 IS NULL OR kind OPERATOR(pg_catalog.=) $2)",
-					2, types, values, nulls, false, SPI_OK_DELETE);
-	cleared = SPI_processed > 0;
-	SPI_finish();
-	return cleared;
+	return tpc_spi_run("DELETE FROM tpc_amqp.incident"
+					   " WHERE gtid OPERATOR(pg_catalog.=) $1"
+					   " AND ($2 IS NULL OR kind OPERATOR(pg_catalog.=) $2)",
+					   2, types, values, nulls, false, SPI_OK_DELETE) > 0;
 }

@@ -63,15 +63,10 @@ tpc_consumed_note(const char *queue, const char *message_id)
 {
 	Oid			types[] = {TEXTOID, TEXTOID};
 	Datum		values[2];
-	bool		first;
 
 	values[0] = CStringGetTextDatum(queue);
 	values[1] = CStringGetTextDatum(message_id);
-	SPI_connect();
-	tpc_spi_execute("INSERT INTO tpc_amqp.consumed (queue, message_id)"
-					" VALUES ($1, $2) ON CONFLICT DO NOTHING",
-					2, types, values, NULL, false, SPI_OK_INSERT);
-	first = SPI_processed > 0;
-	SPI_finish();
-	return first;
+	return tpc_spi_run("INSERT INTO tpc_amqp.consumed (queue, message_id)"
+					   " VALUES ($1, $2) ON CONFLICT DO NOTHING",
+					   2, types, values, NULL, false, SPI_OK_INSERT) > 0;
 }

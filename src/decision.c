@@ -336,11 +336,9 @@ tpc_decision_note_acks(const TpcGtid *gtid, char **participants,
 	}
 	values[0] = gtid_datum(gtid, &uuid);
 	values[1] = PointerGetDatum(text_array(names, nnames));
-	SPI_connect();
-	tpc_spi_execute("UPDATE tpc_amqp.decision SET acked = $2"
-					" WHERE gtid OPERATOR(pg_catalog.=) $1",
-					2, types, values, NULL, false, SPI_OK_UPDATE);
-	SPI_finish();
+	(void) tpc_spi_run("UPDATE tpc_amqp.decision SET acked = $2"
+					   " WHERE gtid OPERATOR(pg_catalog.=) $1",
+					   2, types, values, NULL, false, SPI_OK_UPDATE);
 }
 
 /*
@@ -450,16 +448,10 @@ tpc_decision_delete_finished(void)
 int
 tpc_decision_count_open(void)
 {
-	int			n;
-
-	SPI_connect();
-	tpc_spi_execute("SELECT 1 FROM tpc_amqp.transactions"
-					" WHERE state OPERATOR(pg_catalog.=) 'committed'"
-					" AND missing OPERATOR(pg_catalog.<>) '{}'",
-					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
-	n = (int) SPI_processed;
-	SPI_finish();
-	return n;
+	return (int) tpc_spi_run("SELECT 1 FROM tpc_amqp.transactions"
+							 " WHERE state OPERATOR(pg_catalog.=) 'committed'"
+							 " AND missing OPERATOR(pg_catalog.<>) '{}'",
+							 0, NULL, NULL, NULL, true, SPI_OK_SELECT);
 }
 
 /*

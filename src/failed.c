@@ -245,11 +245,9 @@ tpc_failed_remove(int64 id)
 	Oid			types[] = {INT8OID};
 	Datum		values[] = {Int64GetDatum(id)};
 
-	SPI_connect();
-	tpc_spi_execute("DELETE FROM tpc_amqp.failed_message"
-					" WHERE id OPERATOR(pg_catalog.=) $1",
-					1, types, values, NULL, false, SPI_OK_DELETE);
-	SPI_finish();
+	(void) tpc_spi_run("DELETE FROM tpc_amqp.failed_message"
+					   " WHERE id OPERATOR(pg_catalog.=) $1",
+					   1, types, values, NULL, false, SPI_OK_DELETE);
 }
 
 /*
@@ -555,18 +553,13 @@ tpc_failed_lock(const TpcMessageIn *message)
 	Oid			types[] = {INT8OID, INT4OID};
 	Datum		values[] = {Int64GetDatum(message->failed_id),
 	Int32GetDatum(message->attempt)};
-	bool		locked;
 
-	SPI_connect();
-	tpc_spi_execute("SELECT 1 FROM tpc_amqp.failed_message"
-					" WHERE id OPERATOR(pg_catalog.=) $1"
-					"  AND attempts OPERATOR(pg_catalog.=) $2"
-					"  AND state OPERATOR(pg_catalog.=) 'retry'"
-					" FOR UPDATE",
-					2, types, values, NULL, false, SPI_OK_SELECT);
-	locked = SPI_processed > 0;
-	SPI_finish();
-	return locked;
+	return tpc_spi_run("SELECT 1 FROM tpc_amqp.failed_message"
+					   " WHERE id OPERATOR(pg_catalog.=) $1"
+					   "  AND attempts OPERATOR(pg_catalog.=) $2"
+					   "  AND state OPERATOR(pg_catalog.=) 'retry'"
+					   " FOR UPDATE",
+					   2, types, values, NULL, false, SPI_OK_SELECT) > 0;
 }
 
 /*

@@ -531,10 +531,8 @@ tpc_detach(PG_FUNCTION_ARGS)
 						   local.name)));
 
 	tpc_decision_delete_finished();
-	SPI_connect();
-	tpc_spi_execute("DELETE FROM tpc_amqp.local_node", 0, NULL, NULL, NULL,
-					false, SPI_OK_DELETE);
-	SPI_finish();
+	(void) tpc_spi_run("DELETE FROM tpc_amqp.local_node", 0, NULL, NULL, NULL,
+					   false, SPI_OK_DELETE);
 	tpc_node_detach_on_commit();
 
 	PG_RETURN_VOID();

@@ -430,23 +430,6 @@ tpc_publication_delete_foreign(void)
 	SPI_finish();
 }
 
-/* Runs sql, with the id in $1 (and the database in $2); whether there is one. */
-static bool
-move_returned(const char *sql, int expect, int64 id)
-{
-	Oid			types[2] = {INT8OID, OIDOID};
-	Datum		values[2];
-	bool		found;
-
-	values[0] = Int64GetDatum(id);
-	values[1] = ObjectIdGetDatum(MyDatabaseId);
-	SPI_connect();
-	tpc_spi_execute(sql, 2, types, values, NULL, false, expect);
-	found = SPI_processed > 0;
-	SPI_finish();
-	return found;
-}
-
 /*
  * tpc_republish(id bigint) returns boolean
  *
@@ -457,7 +440,8 @@ PG_FUNCTION_INFO_V1(tpc_republish);
 Datum
 tpc_republish(PG_FUNCTION_ARGS)
 {
-	int64		id = PG_GETARG_INT64(0);
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2];
 	TpcNode    *node;
 	bool		found;
 
@@ -467,15 +451,17 @@ tpc_republish(PG_FUNCTION_ARGS)
 	node = tpc_node_ready();
 	/* as in insert_row() */
 	(void) GetTopTransactionId();
-	found = move_returned("WITH gone AS (DELETE FROM tpc_amqp.returned"
-						  " WHERE id OPERATOR(pg_catalog.=) $1 RETURNING *)"
-						  " INSERT INTO tpc_amqp.publication"
-						  " (database, exchange, routing_key, body, properties,"
-						  " mandatory, message_id, published_at)"
-						  " SELECT $2, exchange, routing_key, body, properties,"
-						  " mandatory, message_id,"
-						  " pg_catalog.clock_timestamp() FROM gone",
-						  SPI_OK_INSERT, id);
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
+	found = tpc_spi_run("WITH gone AS (DELETE FROM tpc_amqp.returned"
+						" WHERE id OPERATOR(pg_catalog.=) $1 RETURNING *)"
+						" INSERT INTO tpc_amqp.publication"
+						" (database, exchange, routing_key, body, properties,"
+						" mandatory, message_id, published_at)"
+						" SELECT $2, exchange, routing_key, body, properties,"
+						" mandatory, message_id,"
+						" pg_catalog.clock_timestamp() FROM gone",
+						2, types, values, NULL, false, SPI_OK_INSERT) > 0;
 	if (found)
 	{
 		publishes = node;
@@ -493,13 +479,16 @@ PG_FUNCTION_INFO_V1(tpc_discard);
 Datum
 tpc_discard(PG_FUNCTION_ARGS)
 {
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {PG_GETARG_DATUM(0)};
+
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.discard()");
 	PreventCommandDuringRecovery("tpc_amqp.discard()");
-	PG_RETURN_BOOL(move_returned("DELETE FROM tpc_amqp.returned"
-								 " WHERE id OPERATOR(pg_catalog.=) $1"
-								 " AND $2 IS NOT NULL",
-								 SPI_OK_DELETE, PG_GETARG_INT64(0)));
+	PG_RETURN_BOOL(tpc_spi_run("DELETE FROM tpc_amqp.returned"
+							   " WHERE id OPERATOR(pg_catalog.=) $1",
+							   1, types, values, NULL, false,
+							   SPI_OK_DELETE) > 0);
 }
 
 /*

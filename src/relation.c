@@ -324,3 +324,20 @@ tpc_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
 		elog(ERROR, "SPI returned %s for \"%s\"",
 			 SPI_result_code_string(rc), sql);
 }
+
+/*
+ * tpc_spi_run: the same where the number of rows, which it returns, is all
+ * that is asked for: it connects to SPI itself.
+ */
+uint64
+tpc_spi_run(const char *sql, int nargs, Oid *types, Datum *values,
+			const char *nulls, bool read_only, int expect)
+{
+	uint64		processed;
+
+	SPI_connect();
+	tpc_spi_execute(sql, nargs, types, values, nulls, read_only, expect);
+	processed = SPI_processed;
+	SPI_finish();
+	return processed;
+}

@@ -48,5 +48,8 @@ extern void tpc_relation_end_dirty(TpcDirtyScan *dirty);
 extern void tpc_spi_execute(const char *sql, int nargs, Oid *types,
 							Datum *values, const char *nulls, bool read_only,
 							int expect);
+extern uint64 tpc_spi_run(const char *sql, int nargs, Oid *types,
+						  Datum *values, const char *nulls, bool read_only,
+						  int expect);
 
 #endif							/* TPC_RELATION_H */
