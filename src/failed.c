@@ -562,25 +562,6 @@ tpc_failed_lock(const TpcMessageIn *message)
 					   2, types, values, NULL, false, SPI_OK_SELECT) > 0;
 }
 
-/*
- * tpc_failed_delete_foreign: rows that a copy of a database has from its
- * original, which runs them.
- */
-void
-tpc_failed_delete_foreign(void)
-{
-	Oid			types[] = {OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(MyDatabaseId)};
-
-	if (!tpc_relation_exists("failed_message"))
-		return;
-	SPI_connect();
-	tpc_spi_execute("DELETE FROM tpc_amqp.failed_message"
-					" WHERE database OPERATOR(pg_catalog.<>) $1",
-					1, types, values, NULL, false, SPI_OK_DELETE);
-	SPI_finish();
-}
-
 /* When the first one is due; DT_NOEND if there is none. */
 TimestampTz
 tpc_failed_next_due(void)

@@ -43,7 +43,6 @@ extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, TpcWorker *self,
 										 bool *other);
 extern bool tpc_failed_lock(const TpcMessageIn *message);
 extern void tpc_failed_remove(int64 id);
-extern void tpc_failed_delete_foreign(void);
 extern TimestampTz tpc_failed_next_due(void);
 
 #endif							/* TPC_FAILED_H */

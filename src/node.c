@@ -34,7 +34,6 @@
 #include "branch.h"
 #include "compat.h"
 #include "decision.h"
-#include "failed.h"
 #include "gid.h"
 #include "node.h"
 #include "option.h"
@@ -441,7 +440,7 @@ tpc_attach(PG_FUNCTION_ARGS)
 		tpc_xact_pending = true;
 		tpc_decision_delete_foreign();
 		tpc_publication_delete_foreign();
-		tpc_failed_delete_foreign();
+		tpc_relation_delete_foreign("failed_message");
 		tpc_decision_check_name(name);
 		check_branches_name(name);
 	}

@@ -418,16 +418,7 @@ tpc_publication_count(void)
 void
 tpc_publication_delete_foreign(void)
 {
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
-
-	if (!tpc_relation_exists("publication"))
-		return;
-	SPI_connect();
-	tpc_spi_execute("DELETE FROM tpc_amqp.publication"
-					" WHERE database OPERATOR(pg_catalog.<>) $1",
-					1, types, values, NULL, false, SPI_OK_DELETE);
-	SPI_finish();
+	tpc_relation_delete_foreign("publication");
 }
 
 /*

@@ -18,10 +18,12 @@
 #include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
@@ -340,4 +342,22 @@ tpc_spi_run(const char *sql, int nargs, Oid *types, Datum *values,
 	processed = SPI_processed;
 	SPI_finish();
 	return processed;
+}
+
+/*
+ * tpc_relation_delete_foreign: rows that a copy of a database has from its
+ * original, which deals with them.
+ */
+void
+tpc_relation_delete_foreign(const char *name)
+{
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
+
+	if (!tpc_relation_exists(name))
+		return;
+	(void) tpc_spi_run(psprintf("DELETE FROM %s.%s"
+								" WHERE database OPERATOR(pg_catalog.<>) $1",
+								TPC_SCHEMA, quote_identifier(name)),
+					   1, types, values, NULL, false, SPI_OK_DELETE);
 }

@@ -51,5 +51,6 @@ extern void tpc_spi_execute(const char *sql, int nargs, Oid *types,
 extern uint64 tpc_spi_run(const char *sql, int nargs, Oid *types,
 						  Datum *values, const char *nulls, bool read_only,
 						  int expect);
+extern void tpc_relation_delete_foreign(const char *name);
 
 #endif							/* TPC_RELATION_H */
