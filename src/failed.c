@@ -48,15 +48,11 @@ typedef struct Policy
 	char	   *routing_key;
 } Policy;
 
+/* A text is laid out as a bytea is. */
 static Datum
 bytes_datum(const char *bytes, int len)
 {
-	bytea	   *b = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(b, VARHDRSZ + len);
-	if (len > 0)
-		memcpy(VARDATA(b), bytes, len);
-	return PointerGetDatum(b);
+	return PointerGetDatum(cstring_to_text_with_len(bytes, len));
 }
 
 static char *
@@ -125,6 +121,24 @@ backoff_ms(const Policy *policy, int attempts)
 	return Min(ms, policy->backoff_max);
 }
 
+/* The values of columns sqlstate, error and detail; edata may be NULL. */
+static void
+error_values(const ErrorData *edata, Datum values[3], char nulls[3])
+{
+	if (edata == NULL)
+	{
+		memset(nulls, 'n', 3);
+		return;
+	}
+	values[0] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
+	values[1] = CStringGetTextDatum(edata->message != NULL ?
+									edata->message : "");
+	if (edata->detail != NULL)
+		values[2] = CStringGetTextDatum(edata->detail);
+	else
+		nulls[2] = 'n';
+}
+
 /*
  * insert: a row for a message, unless there is one with the same id.  edata
  * may be NULL.  False if there was.
@@ -162,18 +176,7 @@ insert(const TpcMessageIn *m, const char *state, int attempts, int64 delay_ms,
 	values[7] = CStringGetTextDatum(state);
 	values[8] = Int32GetDatum(attempts);
 	values[9] = Float8GetDatum(delay_ms / 1000.0);
-	if (edata != NULL)
-	{
-		values[10] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
-		values[11] = CStringGetTextDatum(edata->message != NULL ?
-										 edata->message : "");
-		if (edata->detail != NULL)
-			values[12] = CStringGetTextDatum(edata->detail);
-		else
-			nulls[12] = 'n';
-	}
-	else
-		nulls[10] = nulls[11] = nulls[12] = 'n';
+	error_values(edata, &values[10], &nulls[10]);
 	values[13] = ObjectIdGetDatum(MyDatabaseId);
 	tpc_spi_execute("INSERT INTO tpc_amqp.failed_message"
 					" (queue, message_id, exchange, routing_key, redelivered,"
@@ -208,18 +211,7 @@ update(const TpcMessageIn *m, const char *state, int64 delay_ms,
 	values[0] = Int64GetDatum(m->failed_id);
 	values[1] = CStringGetTextDatum(state);
 	values[2] = Float8GetDatum(delay_ms / 1000.0);
-	if (edata != NULL)
-	{
-		values[3] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
-		values[4] = CStringGetTextDatum(edata->message != NULL ?
-										edata->message : "");
-		if (edata->detail != NULL)
-			values[5] = CStringGetTextDatum(edata->detail);
-		else
-			nulls[5] = 'n';
-	}
-	else
-		nulls[3] = nulls[4] = nulls[5] = 'n';
+	error_values(edata, &values[3], &nulls[3]);
 	values[6] = BoolGetDatum(strcmp(state, "dropped") == 0);
 	tpc_spi_execute("UPDATE tpc_amqp.failed_message SET state = $2,"
 					" next_attempt_at ="
@@ -361,30 +353,15 @@ tpc_failed_receive(const TpcMessageIn *message)
 TpcFailedState
 tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 {
-	Oid			types[] = {INT8OID, INT4OID};
-	Datum		values[] = {Int64GetDatum(message->failed_id),
-	Int32GetDatum(message->attempt)};
 	Policy		policy;
 	const char *state = "kept";
 	TpcFailedState result = TPC_FAILED_KEPT;
 	int64		delay = 0;
 	ErrorData	shown = *edata;
 
+	if (message->failed_id != 0 && !tpc_failed_lock(message))
+		return TPC_FAILED_KNOWN;
 	SPI_connect();
-	if (message->failed_id != 0)
-	{
-		tpc_spi_execute("SELECT 1 FROM tpc_amqp.failed_message"
-						" WHERE id OPERATOR(pg_catalog.=) $1"
-						"  AND attempts OPERATOR(pg_catalog.=) $2"
-						"  AND state OPERATOR(pg_catalog.=) 'retry'"
-						" FOR UPDATE",
-						2, types, values, NULL, false, SPI_OK_SELECT);
-		if (SPI_processed == 0)
-		{
-			SPI_finish();
-			return TPC_FAILED_KNOWN;
-		}
-	}
 	if (!read_policy(message->queue, &policy))
 		;						/* unsubscribed since: it waits for a person */
 	else if (message->attempt <= policy.retries)
@@ -541,8 +518,8 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 }
 
 /*
- * tpc_failed_lock: in the transaction that runs it again: nobody else does,
- * and nobody has dropped it.
+ * tpc_failed_lock: in the transaction that runs it again, or notes that this
+ * has failed: nobody else does, and nobody has dropped it.
  *
  * It waits for a lock, since a lock says nothing: who looks for what is due
  * locks rows for a moment that turn out to be taken.

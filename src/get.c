@@ -214,7 +214,6 @@ tpc_get(PG_FUNCTION_ARGS)
 	bool		found;
 	Datum		values[6];
 	bool		nulls[6] = {false};
-	bytea	   *body;
 
 	tpc_object_no_nulls(fcinfo);
 	PreventCommandIfReadOnly("tpc_amqp.get()");
@@ -250,10 +249,9 @@ tpc_get(PG_FUNCTION_ARGS)
 	if (!found)
 		return (Datum) 0;
 
-	body = palloc(VARHDRSZ + answer.body.len);
-	SET_VARSIZE(body, VARHDRSZ + answer.body.len);
-	memcpy(VARDATA(body), answer.body.ptr, answer.body.len);
-	values[0] = PointerGetDatum(body);
+	/* a text is laid out as a bytea is */
+	values[0] = PointerGetDatum(cstring_to_text_with_len(answer.body.ptr,
+														 (int) answer.body.len));
 	values[1] = PointerGetDatum(tpc_properties_decode(answer.properties.ptr,
 													  answer.properties.len));
 	nulls[1] = DatumGetPointer(values[1]) == NULL;
