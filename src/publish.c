@@ -30,22 +30,19 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/snapmgr.h"
 
 #include "failpoint.h"
+#include "message.h"
 #include "node.h"
 #include "properties.h"
 #include "publish.h"
 #include "relation.h"
 #include "settings.h"
 #include "txn.h"
-
-/* Receivers take what has it for a message between nodes. */
-#define RESERVED_APP_ID "tpc_amqp"
-
-#define UUID_TEXT_SIZE 37
 
 /*
  * The node to wake when this transaction commits; NULL: it publishes nothing.
@@ -151,24 +148,6 @@ has_entry(Jsonb *properties, const char *name, JsonbValue *value)
 		value->type != jbvNull;
 }
 
-/* The id of a message that was given none. */
-static void
-random_id(char out[UUID_TEXT_SIZE])
-{
-	uint8		b[16];
-
-	if (!pg_strong_random(b, sizeof(b)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
-	b[6] = (b[6] & 0x0F) | 0x40;
-	b[8] = (b[8] & 0x3F) | 0x80;
-	snprintf(out, UUID_TEXT_SIZE,
-			 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
-			 b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7],
-			 b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
-}
-
 /*
  * The properties, encoded, in a bytea.  Those that are missing and have a
  * default get it; message_id is set to the one it has.
@@ -180,7 +159,6 @@ complete_properties(Jsonb *given, const char *content_type, char **message_id)
 	StringInfoData encoded;
 	JsonbValue	value;
 	Datum		all;
-	char		id[UUID_TEXT_SIZE];
 
 	if (given != NULL && !JB_ROOT_IS_OBJECT(given))
 		ereport(ERROR,
@@ -188,12 +166,11 @@ complete_properties(Jsonb *given, const char *content_type, char **message_id)
 				 errmsg("AMQP properties must be an object")));
 	if (given != NULL && has_entry(given, "app_id", &value) &&
 		value.type == jbvString &&
-		value.val.string.len == strlen(RESERVED_APP_ID) &&
-		memcmp(value.val.string.val, RESERVED_APP_ID,
-			   value.val.string.len) == 0)
+		value.val.string.len == strlen(TPC_APP_ID) &&
+		memcmp(value.val.string.val, TPC_APP_ID, value.val.string.len) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("app_id \"%s\" is reserved", RESERVED_APP_ID),
+				 errmsg("app_id \"%s\" is reserved", TPC_APP_ID),
 				 errdetail("Messages between nodes have it.")));
 
 	/* an entry that is null, too, is one that is given: there shall be none */
@@ -208,13 +185,14 @@ complete_properties(Jsonb *given, const char *content_type, char **message_id)
 	/* but every message has an id */
 	if (!has_entry(DatumGetJsonbP(all), "message_id", &value))
 	{
-		random_id(id);
+		Datum		uuid = OidFunctionCall0(F_GEN_RANDOM_UUID);
+
+		*message_id = DatumGetCString(DirectFunctionCall1(uuid_out, uuid));
 		resetStringInfo(&defaults);
-		appendStringInfo(&defaults, "{\"message_id\": \"%s\"}", id);
+		appendStringInfo(&defaults, "{\"message_id\": \"%s\"}", *message_id);
 		all = DirectFunctionCall2(jsonb_concat, all,
 								  DirectFunctionCall1(jsonb_in,
 													  CStringGetDatum(defaults.data)));
-		*message_id = pstrdup(id);
 	}
 	else if (value.type == jbvString)
 		*message_id = pnstrdup(value.val.string.val, value.val.string.len);
