@@ -60,7 +60,6 @@ typedef struct Field
 /* Longer than any field's name or any word that stands for an enum. */
 #define WORD_SIZE 32
 
-static TpcSlice slice_of(const char *str);
 static bool advance(Parser *parser);
 static bool expect(Parser *parser, JsonTokenType token);
 static bool unescape(const char *s, const char *end, char *out, size_t size,
@@ -352,17 +351,9 @@ void
 tpc_message_end_batch(StringInfo batch, TpcWire *wire)
 {
 	appendStringInfoChar(batch, ']');
-	wire->type = slice_of(BATCH_TYPE);
+	wire->type = tpc_slice(BATCH_TYPE);
 	wire->correlation_id.ptr = NULL;
 	wire->correlation_id.len = 0;
-}
-
-static TpcSlice
-slice_of(const char *str)
-{
-	TpcSlice	slice = {str, strlen(str)};
-
-	return slice;
 }
 
 /*
@@ -382,26 +373,26 @@ tpc_message_fill_wire(const TpcMessage *msg, TpcWire *wire,
 	snprintf(scratch->reply_to, sizeof(scratch->reply_to),
 			 "tpc_amqp.%s.vote", msg->from);
 
-	wire->type = slice_of(tpc_message_type_name(msg->type));
-	wire->correlation_id = slice_of(scratch->gtid);
-	wire->reply_to = slice_of(scratch->reply_to);
-	wire->app_id = slice_of(TPC_APP_ID);
-	wire->content_type = slice_of("application/json");
+	wire->type = tpc_slice(tpc_message_type_name(msg->type));
+	wire->correlation_id = tpc_slice(scratch->gtid);
+	wire->reply_to = tpc_slice(scratch->reply_to);
+	wire->app_id = tpc_slice(TPC_APP_ID);
+	wire->content_type = tpc_slice("application/json");
 	wire->has_version = true;
 	wire->version = TPC_PROTOCOL_VERSION;
-	wire->from = slice_of(msg->from);
+	wire->from = tpc_slice(msg->from);
 	if (msg->user_id[0] != '\0')
-		wire->user_id = slice_of(msg->user_id);
+		wire->user_id = tpc_slice(msg->user_id);
 	if (msg->has_floor)
 	{
 		tpc_uuid_to_text(&msg->floor, scratch->floor);
-		wire->floor = slice_of(scratch->floor);
+		wire->floor = tpc_slice(scratch->floor);
 	}
 	if (msg->timeout_ms > 0)
 	{
 		snprintf(scratch->expiration, sizeof(scratch->expiration), "%d",
 				 msg->timeout_ms);
-		wire->expiration = slice_of(scratch->expiration);
+		wire->expiration = tpc_slice(scratch->expiration);
 	}
 }
 
@@ -1532,8 +1523,8 @@ tpc_message_decode_batch(const TpcWire *wire, TpcBatch *batch,
 	{
 		TpcBatchItem *item = &batch->items[i];
 
-		item->wire.type = slice_of(item->type);
-		item->wire.correlation_id = slice_of(item->gtid);
+		item->wire.type = tpc_slice(item->type);
+		item->wire.correlation_id = tpc_slice(item->gtid);
 	}
 	return true;
 }

@@ -54,6 +54,15 @@ typedef struct TpcSlice
 	size_t		len;
 } TpcSlice;
 
+/* tpc_slice: all of a zero-terminated text. */
+static inline TpcSlice
+tpc_slice(const char *text)
+{
+	TpcSlice	slice = {text, strlen(text)};
+
+	return slice;
+}
+
 /*
  * What the broker layer hands over: the AMQP properties and headers this
  * protocol uses, and the body.  Slices point into memory of the broker layer

@@ -59,10 +59,8 @@ tpc_object_name(text * name, const char *what)
 {
 	char	   *s = text_to_cstring(name);
 	char	   *utf8 = pg_server_to_any(s, strlen(s), PG_UTF8);
-	TpcSlice	slice;
+	TpcSlice	slice = tpc_slice(utf8);
 
-	slice.ptr = utf8;
-	slice.len = strlen(utf8);
 	if (GetDatabaseEncoding() == PG_SQL_ASCII)
 		(void) pg_verify_mbstr(PG_UTF8, utf8, (int) slice.len, false);
 	if (slice.len > TPC_NAME_MAX)

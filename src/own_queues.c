@@ -69,14 +69,6 @@ tpc_own_queue_name(char out[TPC_QUEUE_NAME_SIZE], const TpcGtid *gtid,
 			 tpc_message_type_name(type));
 }
 
-static TpcSlice
-slice(const char *s)
-{
-	TpcSlice	result = {s, strlen(s)};
-
-	return result;
-}
-
 /*
  * tpc_own_queues_declare: have the broker make the queues of a transaction.
  * They are there when it returns.  Raises what tpc_request_call() does, and
@@ -106,15 +98,15 @@ tpc_own_queues_declare(TpcNode *node, const TpcGtid *gtid)
 
 		tpc_own_queue_name(names[i], gtid, queue_types[i]);
 		declare->kind = TPC_CALL_DECLARE_QUEUE;
-		declare->queue = slice(names[i]);
+		declare->queue = tpc_slice(names[i]);
 		declare->durable = true;
 		declare->auto_delete = true;
 		declare->arguments.ptr = arguments.data;
 		declare->arguments.len = arguments.len;
 		bind->kind = TPC_CALL_BIND_QUEUE;
-		bind->queue = slice(names[i]);
-		bind->exchange = slice(TPC_EXCHANGE);
-		bind->routing_key = slice(names[i]);
+		bind->queue = tpc_slice(names[i]);
+		bind->exchange = tpc_slice(TPC_EXCHANGE);
+		bind->routing_key = tpc_slice(names[i]);
 	}
 	tpc_request_call(node, calls, 2 * NQUEUES, &answer);
 	if (answer.error.sqlstate != 0)
@@ -189,7 +181,7 @@ send_deletions(TpcBroker *broker, Ending *ending)
 		tpc_own_queue_name(name, &ending->gtid, queue_types[i]);
 		memset(&call, 0, sizeof(call));
 		call.kind = TPC_CALL_DELETE_QUEUE;
-		call.queue = slice(name);
+		call.queue = tpc_slice(name);
 		if (tpc_channel_call(broker, ending->channel, &call))
 			ending->answers++;
 	}
