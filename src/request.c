@@ -761,6 +761,32 @@ request_of(Channel *ch)
 	return &requests[ch - channels];
 }
 
+static TpcBrokerError
+make_error(int sqlstate, const char *phase, const char *text)
+{
+	TpcBrokerError error;
+
+	memset(&error, 0, sizeof(error));
+	error.sqlstate = sqlstate;
+	strlcpy(error.phase, phase, sizeof(error.phase));
+	strlcpy(error.text, text, sizeof(error.text));
+	return error;
+}
+
+/*
+ * The messenger lets go of a place: if its session has, too, it is free, and
+ * true the result.  The caller holds requests.
+ */
+static bool
+let_go(TpcRequest *r, dsa_pointer garbage[2])
+{
+	r->served = false;
+	if (!r->abandoned && !r->commit)
+		return false;
+	set_free(r, garbage);
+	return true;
+}
+
 /* The answer is an error.  The caller holds requests. */
 static void
 answer_error(TpcRequest *r, const TpcBrokerError *error, bool unknown,
@@ -790,10 +816,7 @@ channel_gone(Channel *ch, const TpcBrokerError *error, bool unknown)
 	ch->number = 0;
 	ch->ntags = 0;
 	LWLockAcquire(&tpc_shared->requests, LW_EXCLUSIVE);
-	r->served = false;
-	if (r->abandoned || r->commit)
-		set_free(r, garbage);
-	else
+	if (!let_go(r, garbage))
 	{
 		if (unsettled && !r->lost)
 		{
@@ -824,7 +847,6 @@ refuse(Channel *ch, const TpcBrokerError *error)
 	LWLockRelease(&tpc_shared->requests);
 	collect(garbage);
 }
-
 
 /* The broker has answered, or part of that. */
 static void
@@ -857,9 +879,7 @@ answered(Channel *ch, TpcBroker *broker, const TpcBrokerEvent *event,
 		tpc_channel_close(broker, ch->number);
 		ch->number = 0;
 		ch->ntags = 0;
-		r->served = false;
-		if (r->abandoned || r->commit)
-			set_free(r, garbage);
+		(void) let_go(r, garbage);
 	}
 	LWLockRelease(&tpc_shared->requests);
 	collect(garbage);
@@ -913,26 +933,19 @@ take_message(Channel *ch, TpcBroker *broker, const TpcBrokerEvent *event)
 	dsa_pointer p = InvalidDsaPointer;
 	TpcBrokerError error;
 
-	memset(&error, 0, sizeof(error));
-	strlcpy(error.phase, "get", sizeof(error.phase));
+	error.sqlstate = 0;
 	for (size_t i = 0; i < lengthof(slices); i++)
 		size += slices[i]->len;
 	if (event->body.ptr == NULL ||
 		event->body.len > (size_t) tpc_max_payload * 1024)
-	{
-		error.sqlstate = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-		strlcpy(error.text, "the message is larger than \"tpc_amqp.max_payload\"",
-				sizeof(error.text));
-	}
+		error = make_error(ERRCODE_PROGRAM_LIMIT_EXCEEDED, "get",
+						   "the message is larger than \"tpc_amqp.max_payload\"");
 	else
 	{
 		p = tpc_area_try_alloc(size);
 		if (!DsaPointerIsValid(p))
-		{
-			error.sqlstate = ERRCODE_OUT_OF_MEMORY;
-			strlcpy(error.text, "out of shared memory for messages (\"tpc_amqp.max_memory\")",
-					sizeof(error.text));
-		}
+			error = make_error(ERRCODE_OUT_OF_MEMORY, "get",
+							   "out of shared memory for messages (\"tpc_amqp.max_memory\")");
 	}
 	add_tag(ch, event->delivery_tag);
 	if (error.sqlstate != 0)
@@ -1024,11 +1037,8 @@ send_calls(Channel *ch, TpcBroker *broker)
 	{
 		TpcBrokerError error;
 
-		memset(&error, 0, sizeof(error));
-		error.sqlstate = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-		strlcpy(error.phase, "send", sizeof(error.phase));
-		strlcpy(error.text, "a name or the arguments are too long",
-				sizeof(error.text));
+		error = make_error(ERRCODE_PROGRAM_LIMIT_EXCEEDED, "send",
+						   "a name or the arguments are too long");
 		tpc_channel_close(broker, ch->number);
 		channel_gone(ch, &error, false);
 	}
@@ -1050,10 +1060,7 @@ put_back(TpcRequest *r)
 	dsa_pointer garbage[2] = {InvalidDsaPointer, InvalidDsaPointer};
 
 	LWLockAcquire(&tpc_shared->requests, LW_EXCLUSIVE);
-	r->served = false;
-	if (r->abandoned)
-		set_free(r, garbage);
-	else
+	if (!let_go(r, garbage))
 	{
 		r->state = TPC_REQUEST_QUEUED;
 		push(r);
@@ -1142,22 +1149,16 @@ serve_one(TpcNode *node, TpcBroker *broker, bool blocked)
 	{
 		TpcBrokerError error;
 
-		memset(&error, 0, sizeof(error));
 		if (foreign)
-		{
-			error.sqlstate = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-			strlcpy(error.phase, "node", sizeof(error.phase));
-			strlcpy(error.text, "it has been detached", sizeof(error.text));
-		}
+			error = make_error(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+							   "node", "it has been detached");
 		else
-		{
 			/* we write these, so we may read them */
-			error.sqlstate = node->last_sqlstate != 0 ?
-				node->last_sqlstate : ERRCODE_CONNECTION_FAILURE;
-			strlcpy(error.phase, blocked ? "blocked" : "not connected",
-					sizeof(error.phase));
-			strlcpy(error.text, node->last_error, sizeof(error.text));
-		}
+			error = make_error(node->last_sqlstate != 0 ?
+							   node->last_sqlstate :
+							   ERRCODE_CONNECTION_FAILURE,
+							   blocked ? "blocked" : "not connected",
+							   node->last_error);
 		refuse(ch, &error);
 	}
 	else if (!send_calls(ch, broker))
@@ -1176,10 +1177,8 @@ at_messenger_exit(int code, Datum arg)
 
 	/* an error may have left some held */
 	LWLockReleaseAll();
-	memset(&error, 0, sizeof(error));
-	error.sqlstate = ERRCODE_CONNECTION_FAILURE;
-	strlcpy(error.phase, "messenger", sizeof(error.phase));
-	strlcpy(error.text, "it has ended", sizeof(error.text));
+	error = make_error(ERRCODE_CONNECTION_FAILURE, "messenger",
+					   "it has ended");
 	for (int i = 0; i < tpc_max_requests; i++)
 	{
 		bool		served;
