@@ -38,6 +38,7 @@
 #include "report.h"
 #include "request.h"
 #include "settings.h"
+#include "worker.h"
 
 /*
  * One place.  All fields under requests.  What is marked "session" is written
@@ -183,7 +184,7 @@ try_take(TpcNode *node, bool *say)
 		}
 	}
 	if (r == NULL)
-		*say = tpc_log_due(&tpc_shared->requests_full_logged);
+		*say = tpc_worker_may_log(&tpc_shared->requests_full_logged);
 	LWLockRelease(&tpc_shared->requests);
 	return r;
 }

@@ -29,9 +29,6 @@
 /* The part of the area that lies in the main segment. */
 #define AREA_IN_PLACE	((Size) 1024 * 1024)
 
-/* That a table is full is logged this often at most. */
-#define FULL_LOG_INTERVAL_MS	60000
-
 TpcShared  *tpc_shared = NULL;
 HTAB	   *tpc_txns = NULL;
 HTAB	   *tpc_jobs = NULL;
@@ -287,22 +284,6 @@ tpc_node_find(Oid dbid)
 			return node;
 	}
 	return NULL;
-}
-
-/*
- * tpc_log_due: whether to log what *last was set for the last time, which is
- * once a minute at most.  The caller holds the lock that *last is under.
- */
-bool
-tpc_log_due(TimestampTz *last)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (*last != 0 &&
-		!TimestampDifferenceExceeds(*last, now, FULL_LOG_INTERVAL_MS))
-		return false;
-	*last = now;
-	return true;
 }
 
 void

@@ -504,7 +504,6 @@ extern dsa_pointer tpc_area_alloc(Size size);
 extern dsa_pointer tpc_area_try_alloc(Size size);
 extern TpcNode *tpc_node_find(Oid dbid);
 extern void tpc_node_init_workers(TpcNode *node);
-extern bool tpc_log_due(TimestampTz *last);
 extern void tpc_node_count(TpcNode *node, TpcCounter counter, uint64 n);
 extern void tpc_wake_launcher(void);
 extern void tpc_wake_messenger(TpcNode *node);

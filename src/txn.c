@@ -53,13 +53,14 @@
 #include "message.h"
 #include "node.h"
 #include "operate.h"
+#include "own_queues.h"
 #include "publish.h"
 #include "report.h"
 #include "settings.h"
 #include "shmem.h"
-#include "own_queues.h"
 #include "subscribe.h"
 #include "txn.h"
+#include "worker.h"
 
 typedef struct PendingCall
 {
@@ -205,7 +206,7 @@ claim_entry(TpcNode *node, TpcTxnKey *key, bool *say)
 		txn->pid = MyProcPid;
 		txn->started = GetCurrentTransactionStartTimestamp();
 	}
-	*say = txn == NULL && tpc_log_due(&tpc_shared->txns_full_logged);
+	*say = txn == NULL && tpc_worker_may_log(&tpc_shared->txns_full_logged);
 	LWLockRelease(&tpc_shared->txns);
 	LWLockRelease(&tpc_shared->control);
 	return txn;

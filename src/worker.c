@@ -308,7 +308,8 @@ tpc_worker_wait(TpcWorker *self, bool (*more_work) (void), long timeout_ms,
 
 /*
  * tpc_worker_may_log: whether to log something of a kind that others can have
- * us log: once a minute.  logged_at: when that was last done, 0 if never.
+ * us log: once a minute.  logged_at: when that was last done, 0 if never; if
+ * it is shared, the caller holds its lock.  Sessions use it, too.
  */
 bool
 tpc_worker_may_log(TimestampTz *logged_at)
