@@ -341,6 +341,17 @@ tpc_poke_relay(TpcNode *node)
 	wake(node->relay.latch);
 }
 
+/* Whether it waits for work, and so has been woken. */
+static bool
+wake_idle(TpcWorker *worker)
+{
+	if (pg_atomic_read_u32(&worker->idle) == 0 ||
+		pg_atomic_exchange_u32(&worker->idle, 0) == 0)
+		return false;
+	wake(worker->latch);
+	return true;
+}
+
 /*
  * Wake one that waits for work.  If none does, all are busy, and look at the
  * queue again before they wait.
@@ -350,12 +361,8 @@ wake_one(TpcWorker *workers, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
-		if (pg_atomic_read_u32(&workers[i].idle) != 0 &&
-			pg_atomic_exchange_u32(&workers[i].idle, 0) != 0)
-		{
-			wake(workers[i].latch);
+		if (wake_idle(&workers[i]))
 			return;
-		}
 	}
 }
 
@@ -378,17 +385,8 @@ tpc_wake_prepare_worker(TpcNode *node, int kind)
 {
 	for (int i = 0; i < TPC_MAX_PREPARE_WORKERS; i++)
 	{
-		if (node->prepare_kind[i] == kind &&
-			pg_atomic_read_u32(&node->prepare[i].idle) != 0)
-		{
-			uint32		was_idle;
-
-			was_idle = pg_atomic_exchange_u32(&node->prepare[i].idle, 0);
-			if (was_idle == 0)
-				continue;
-			wake(node->prepare[i].latch);
+		if (node->prepare_kind[i] == kind && wake_idle(&node->prepare[i]))
 			return;
-		}
 	}
 }
 
