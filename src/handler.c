@@ -55,7 +55,9 @@
 
 #include "compat.h"
 #include "handler.h"
+#include "kind.h"
 #include "message.h"
+#include "node.h"
 #include "relation.h"
 
 /* columns of handler */
@@ -119,19 +121,11 @@ check_callers(ArrayType *callers)
 					  &nulls, &n);
 	for (int i = 0; i < n; i++)
 	{
-		char	   *node;
-
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("the name of a caller cannot be null")));
-		node = TextDatumGetCString(elems[i]);
-		if (!tpc_node_name_valid(node, strlen(node)))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_NAME),
-					 errmsg("invalid node name \"%s\"", node),
-					 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
-							   TPC_NODE_MAXLEN)));
+		tpc_node_check_name(TextDatumGetCString(elems[i]));
 	}
 }
 
@@ -148,12 +142,7 @@ check_kind(const char *kind, int workers, bool workers_given)
 					 errhint("\"tpc_amqp.prepare_workers\" is their number.")));
 		return;
 	}
-	if (!tpc_kind_name_valid(kind, strlen(kind)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid name of a kind \"%s\"", kind),
-				 errdetail("It has 1 to %d of the characters a-z, A-Z, 0-9, \"_\" and \"-\".",
-						   TPC_KIND_MAXLEN)));
+	tpc_kind_check_name(kind);
 	if (workers < 1 || workers > TPC_MAX_PREPARE_WORKERS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -641,8 +630,8 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * server's encoding, for a node, as one of this kind ("": none; NULL: whatever
  * it is), or (caller is NULL) for a subscription, which the handler's callers
  * do not concern; but then as role only_as, unless that is InvalidOid: who
- * subscribed need not be one who may decide on any other.  *result is the text of what it returns,
- * palloc'd in the caller's context, or NULL.
+ * subscribed need not be one who may decide on any other.  *result is the text
+ * of what it returns, palloc'd in the caller's context, or NULL.
  *
  * The caller has begun a transaction (no subtransaction) as a superuser, with
  * an active snapshot.  *running_as is InvalidOid before the first call of the
@@ -651,8 +640,9 @@ call_function(Oid funcid, const char *arg, size_t arg_len)
  * its own role on again after the end of the transaction.
  *
  * Raises what the handler raises; 42883 if there is no such handler or its
- * function is gone, 42704 if its role is, 55000 if it is of another kind, 42501 if the node may not call it, the
- * role may not execute it, or it is not only_as.
+ * function is gone, 42704 if its role is, 55000 if it is of another kind,
+ * 42501 if the node may not call it, the role may not execute it, or it is not
+ * only_as.
  *
  * What handlers set (SET, SET LOCAL) holds for further ones of the same role
  * and for the triggers they defer, and is taken back before another role's
@@ -728,8 +718,8 @@ tpc_handler_run(const char *name, const char *caller, const char *kind,
 
 /*
  * tpc_handler_end: take back what handlers have set, before the transaction
- * ends and makes it the session's.  The caller has fired the deferred triggers.
- * (If the transaction aborts instead, that takes it back.)
+ * ends and makes it the session's.  The caller has fired the deferred
+ * triggers.  (If the transaction aborts instead, that takes it back.)
  */
 void
 tpc_handler_end(Oid running_as)

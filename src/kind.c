@@ -21,6 +21,18 @@
 #include "relation.h"
 #include "worker.h"
 
+/* tpc_kind_check_name: raises 42602. */
+void
+tpc_kind_check_name(const char *kind)
+{
+	if (!tpc_kind_name_valid(kind, strlen(kind)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid name of a kind \"%s\"", kind),
+				 errdetail("It has 1 to %d of the characters a-z, A-Z, 0-9, \"_\" and \"-\".",
+						   TPC_KIND_MAXLEN)));
+}
+
 /*
  * Take a kind off the list.  What is queued is left to the general workers,
  * which find that its handlers are gone, or of no kind any more.

@@ -10,6 +10,7 @@
 
 #include "shmem.h"
 
+extern void tpc_kind_check_name(const char *kind);
 extern void tpc_kind_follow(TpcNode *node);
 
 #endif							/* TPC_KIND_H */

@@ -100,6 +100,18 @@ tpc_node_label_remove(void)
 	database_label(MyDatabaseId, NULL);
 }
 
+/* tpc_node_check_name: raises 42602. */
+void
+tpc_node_check_name(const char *name)
+{
+	if (!tpc_node_name_valid(name, strlen(name)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid node name \"%s\"", name),
+				 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
+						   TPC_NODE_MAXLEN)));
+}
+
 /*
  * tpc_local_node_read: what this database is attached as; false if it is not,
  * or has no extension.  With an active snapshot.
@@ -414,12 +426,7 @@ tpc_attach(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("prepared transactions are disabled"),
 				 errhint("Set \"max_prepared_transactions\" to a nonzero value and restart the server.")));
-	if (!tpc_node_name_valid(name, strlen(name)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid node name \"%s\"", name),
-				 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
-						   TPC_NODE_MAXLEN)));
+	tpc_node_check_name(name);
 	serverid = tpc_option_server_oid(server);
 	tpc_option_load(serverid, GetUserId(), &info);
 

@@ -23,6 +23,7 @@ typedef struct TpcLocalNode
 } TpcLocalNode;
 
 extern void tpc_node_install(void);
+extern void tpc_node_check_name(const char *name);
 extern bool tpc_local_node_read(TpcLocalNode *local);
 extern TpcNode *tpc_node_ready(void);
 extern void tpc_node_label_remove(void);

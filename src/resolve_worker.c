@@ -260,8 +260,8 @@ recall_branch(const TpcItem *item, TpcBranchRow *row)
  * tpc_resolve_finish: step P6.  COMMIT or ROLLBACK PREPARED; durable, also on
  * synchronous standbys, when it returns true.  False if there is no such
  * prepared transaction, or it is busy (its backend is still leaving it, or
- * another resolver has it).  The caller is in a transaction of its own (tpc_worker_begin), which this ends,
- * unless it raises.
+ * another resolver has it).  The caller is in a transaction of its own
+ * (tpc_worker_begin), which this ends, unless it raises.
  */
 bool
 tpc_resolve_finish(const char *gid, bool commit)

@@ -5,10 +5,10 @@
  *
  * Calls named inside the transaction are remembered here.  At COMMIT the work
  * is handed to the messenger (C1), the votes are awaited (C2) and the decision
- * row is written (C3), all while an error still rolls everything back.  What comes
- * after the commit record (C4) only sets fields of an entry claimed before
- * and a latch (C5), and then may wait for the acknowledgements (C6) within a
- * bound, with nothing left that could raise.
+ * row is written (C3), all while an error still rolls everything back.  What
+ * comes after the commit record (C4) only sets fields of an entry claimed
+ * before and a latch (C5), and then may wait for the acknowledgements (C6)
+ * within a bound, with nothing left that could raise.
  *
  * PREPARE TRANSACTION does the same up to the decision row, which then rides
  * in the prepared transaction; prepared.c takes it from there.
@@ -50,6 +50,7 @@
 #include "get.h"
 #include "gid.h"
 #include "join.h"
+#include "kind.h"
 #include "message.h"
 #include "node.h"
 #include "operate.h"
@@ -298,17 +299,6 @@ txn_claim(void)
 	tpc_xact_pending = true;
 }
 
-static void
-check_node_name(const char *node)
-{
-	if (!tpc_node_name_valid(node, strlen(node)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid node name \"%s\"", node),
-				 errdetail("A node name has 1 to %d of the characters a-z, A-Z, 0-9, \"_\", \"-\" and \".\".",
-						   TPC_NODE_MAXLEN)));
-}
-
 /*
  * The node's, or NULL.  Raises if it was enlisted in a savepoint that has
  * rolled back: a vote for that branch may be on its way, and would be taken
@@ -372,13 +362,9 @@ tpc_call(PG_FUNCTION_ARGS)
 	arg = PG_GETARG_JSONB_P(2);
 	kind = PG_ARGISNULL(3) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(3));
 
-	check_node_name(node);
-	if (!PG_ARGISNULL(3) && !tpc_kind_name_valid(kind, strlen(kind)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid name of a kind \"%s\"", kind),
-				 errdetail("It has 1 to %d of the characters a-z, A-Z, 0-9, \"_\" and \"-\".",
-						   TPC_KIND_MAXLEN)));
+	tpc_node_check_name(node);
+	if (!PG_ARGISNULL(3))
+		tpc_kind_check_name(kind);
 	if (handler[0] == '\0' || strlen(handler) > TPC_HANDLER_MAXLEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
@@ -511,7 +497,7 @@ tpc_enlist(PG_FUNCTION_ARGS)
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.enlist()");
 	PreventCommandDuringRecovery("tpc_amqp.enlist()");
-	check_node_name(node);
+	tpc_node_check_name(node);
 	txn_claim();
 
 	if (strcmp(node, current.id.coordinator) == 0)
@@ -565,7 +551,7 @@ tpc_own_queues(PG_FUNCTION_ARGS)
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.own_queues()");
 	PreventCommandDuringRecovery("tpc_amqp.own_queues()");
-	check_node_name(participant);
+	tpc_node_check_name(participant);
 	txn_claim();
 	if (find_enlisted(participant) != NULL)
 		ereport(ERROR,
