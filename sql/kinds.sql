@@ -7,23 +7,12 @@ CREATE EXTENSION IF NOT EXISTS tpc_amqp;
 RESET client_min_messages;
 \pset format unaligned
 \pset tuples_only on
+\set ECHO none
+\getenv srcdir PG_ABS_SRCDIR
+\set try :srcdir '/sql/include/try.sql'
+\i :try
+\set ECHO all
 
-CREATE FUNCTION pg_temp.try(statement text) RETURNS SETOF text
-LANGUAGE plpgsql AS $$
-DECLARE
-	message text;
-	detail text;
-	hint text;
-BEGIN
-	EXECUTE statement;
-	RETURN NEXT 'ok';
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS message = MESSAGE_TEXT,
-		detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-	RETURN NEXT format('%s: %s', SQLSTATE, message);
-	IF detail <> '' THEN RETURN NEXT '  DETAIL: ' || detail; END IF;
-	IF hint <> '' THEN RETURN NEXT '  HINT: ' || hint; END IF;
-END $$;
 CREATE SCHEMA regress_kinds;
 CREATE FUNCTION regress_kinds.work(jsonb) RETURNS void LANGUAGE sql AS '';
 CREATE FUNCTION pg_temp.try_kind(handler text, kind text, workers int DEFAULT NULL)
