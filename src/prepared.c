@@ -29,6 +29,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "await.h"
 #include "branch.h"
 #include "compat.h"
 #include "failpoint.h"
@@ -390,7 +391,7 @@ tpc_prepared_before(const char *gid, bool commit, bool top_level)
 		strlcpy(id.coordinator, node->name, sizeof(id.coordinator));
 		id.gtid = entry.txn;
 		TPC_FAILPOINT("Q2.before");
-		votes_known = tpc_txn_wait_for_votes(node, &id) || entry.votes_known;
+		votes_known = tpc_await_prepared_votes(node, &id) || entry.votes_known;
 		TPC_FAILPOINT("Q2.after");
 	}
 	/* a rollback, too: after a failover it would still be prepared */
@@ -552,7 +553,7 @@ tpc_prepared_after(const char *gid, bool commit)
 		}
 		TPC_FAILPOINT("Q4.after");
 		if (txn != NULL && wait)
-			tpc_txn_wait_applied(node, txn, tpc_apply_timeout);
+			tpc_await_applied(node, txn, tpc_apply_timeout);
 	}
 	RESUME_INTERRUPTS();
 }

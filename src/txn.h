@@ -17,8 +17,6 @@ extern void tpc_txn_set_deadline(TimestampTz deadline);
 extern void tpc_txn_runs_branches(void);
 extern bool tpc_txn_is_branch(void);
 extern void tpc_txn_make_synchronous(void);
-extern bool tpc_txn_wait_for_votes(TpcNode *node, const TpcGlobalId *id);
-extern void tpc_txn_wait_applied(TpcNode *node, TpcTxn *txn, int timeout_ms);
 
 /* There is something for the callbacks to do; set by whoever leaves it. */
 extern bool tpc_xact_pending;
