@@ -3,14 +3,7 @@
  * message.c
  *	  The messages nodes exchange, as structs, and their wire form.
  *
- * PostgreSQL's JSON lexer splits the body into tokens; the grammar is here
- * rather than pg_parse_json()'s, for two reasons.  A message must not be able
- * to raise an error: the parser recurses, so it checks the stack's depth, and
- * to hand over strings it decodes escapes into the database's encoding, which
- * fails for characters that have no place there.  And it would mix encodings:
- * the rest of the body is still UTF-8.  So the lexer leaves escapes as they
- * are, unescape() makes UTF-8 of them, and values of unknown shape are
- * followed with a stack of fixed size.
+ * A body is read by what json.c has for that, field by field.
  *
  * What is not known is ignored (a field, an AMQP property), so that a later
  * version may add to a message; what is known has to be right.  A repeated
@@ -20,7 +13,6 @@
  */
 #include "postgres_fe_or_be.h"
 
-#include "common/jsonapi.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 
@@ -31,48 +23,8 @@
 /* A body longer than this could not be copied in one chunk. */
 #define BODY_MAXLEN 0x3ffffff0
 
-typedef struct Parser
-{
-	JsonLexContext *lex;		/* its current token is not yet consumed */
-	const char *why;			/* set once something is wrong */
-} Parser;
-
-/* A field of a JSON object that has a meaning here. */
-typedef struct Field
-{
-	const char *name;
-	bool		required;		/* else it may be missing or null */
-	bool		(*parse) (Parser *parser, void *target);
-	const char *missing;		/* the reasons, as constant strings */
-	const char *malformed;
-	const char *repeated;
-} Field;
-
 /* The value of property type of several messages in one. */
 #define BATCH_TYPE "batch"
-
-#define FIELD(name, required, parse) \
-	{name, required, parse, \
-	 "field \"" name "\" is missing", \
-	 "field \"" name "\" is malformed", \
-	 "field \"" name "\" is repeated"}
-
-/* Longer than any field's name or any word that stands for an enum. */
-#define WORD_SIZE 32
-
-static bool advance(Parser *parser);
-static bool expect(Parser *parser, JsonTokenType token);
-static bool unescape(const char *s, const char *end, char *out, size_t size,
-					 bool *clipped);
-static bool read_token(Parser *parser, char *out, size_t size,
-					   bool *clipped);
-static bool read_key(Parser *parser, char *out, size_t size);
-static bool skip_value(Parser *parser);
-static bool parse_object(Parser *parser, const Field *fields, int nfields,
-						 void *target);
-static bool parse_text(Parser *parser, size_t maxlen, char **out);
-static bool parse_word(Parser *parser, const char *const *words, int nwords,
-					   int *index);
 
 static const char *const type_names[] = {
 	[TPC_MSG_PREPARE] = "prepare",
@@ -162,7 +114,7 @@ append_text_field(StringInfo out, const char *name, const char *text,
 		return;
 	if (out->data[out->len - 1] != '{')
 		appendStringInfoChar(out, ',');
-	append_json_string(out, name, WORD_SIZE);
+	append_json_string(out, name, TPC_JSON_WORD_SIZE);
 	appendStringInfoChar(out, ':');
 	append_json_string(out, text, maxlen);
 }
@@ -262,7 +214,8 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 
 		case TPC_MSG_VOTE:
 			appendStringInfoChar(body, '{');
-			append_text_field(body, "vote", vote_names[msg->vote], WORD_SIZE);
+			append_text_field(body, "vote", vote_names[msg->vote],
+							  TPC_JSON_WORD_SIZE);
 			if (msg->vote != TPC_VOTE_NO && msg->nresults > 0)
 				append_results(body, msg);
 			if (msg->vote == TPC_VOTE_NO)
@@ -275,7 +228,7 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 		case TPC_MSG_ACK:
 			appendStringInfoChar(body, '{');
 			append_text_field(body, "outcome", outcome_names[msg->outcome],
-							  WORD_SIZE);
+							  TPC_JSON_WORD_SIZE);
 			appendStringInfo(body, ",\"forced\":%s",
 							 msg->forced ? "true" : "false");
 			append_text_field(body, "reason", msg->error.message,
@@ -297,7 +250,7 @@ tpc_message_encode_body(const TpcMessage *msg, StringInfo body)
 		case TPC_MSG_REQUEST:
 			appendStringInfoChar(body, '{');
 			append_text_field(body, "wish", wish_names[msg->wants_commit],
-							  WORD_SIZE);
+							  TPC_JSON_WORD_SIZE);
 			break;
 
 		case TPC_MSG_COMMIT:
@@ -565,354 +518,11 @@ tpc_message_decode_envelope(const TpcWire *wire, TpcMessage *msg,
 
 
 /*
- * Decoding the body: tokens, strings, values that nobody looks into
+ * Decoding the body
  */
 
 static bool
-fail(Parser *parser, const char *why)
-{
-	if (parser->why == NULL)
-		parser->why = why;
-	return false;
-}
-
-/* advance: consume the current token. */
-static bool
-advance(Parser *parser)
-{
-	if (json_lex(parser->lex) != JSON_SUCCESS)
-		return fail(parser, "body is not valid JSON");
-	return true;
-}
-
-/* expect: consume the current token, which has to be this one. */
-static bool
-expect(Parser *parser, JsonTokenType token)
-{
-	if (parser->lex->token_type != token)
-		return fail(parser, "body is not valid JSON");
-	return advance(parser);
-}
-
-/*
- * hex4: the four hexadecimal digits of an escape that the lexer has accepted.
- */
-static pg_wchar
-hex4(const char *s)
-{
-	pg_wchar	value = 0;
-
-	for (int i = 0; i < 4; i++)
-	{
-		char		c = s[i];
-
-		value <<= 4;
-		if (c >= '0' && c <= '9')
-			value |= c - '0';
-		else
-			value |= (c | 0x20) - 'a' + 10;
-	}
-	return value;
-}
-
-/*
- * unescape: the UTF-8 that a JSON string stands for.
- *
- * [s, end) is the inside of a string token, in valid UTF-8.  At most size - 1
- * bytes and a zero go to out, whole characters only; *clipped says whether
- * that cut the string.  With out NULL, it is only checked.  False if there is
- * no such UTF-8, or it would contain a zero.
- */
-static bool
-unescape(const char *s, const char *end, char *out, size_t size,
-		 bool *clipped)
-{
-	size_t		used = 0;
-	bool		full = (out == NULL);
-
-	while (s < end)
-	{
-		unsigned char buf[8];
-		const char *piece = s;
-		size_t		len;
-
-		if (full && (s = memchr(s, '\\', end - s)) == NULL)
-			break;				/* nothing left to check or to copy */
-
-		if (*s != '\\')
-		{
-			len = pg_encoding_mblen(PG_UTF8, s);
-			s += len;
-		}
-		else if (s[1] != 'u')
-		{
-			switch (s[1])
-			{
-				case 'b':
-					buf[0] = '\b';
-					break;
-				case 'f':
-					buf[0] = '\f';
-					break;
-				case 'n':
-					buf[0] = '\n';
-					break;
-				case 'r':
-					buf[0] = '\r';
-					break;
-				case 't':
-					buf[0] = '\t';
-					break;
-				default:
-					buf[0] = (unsigned char) s[1];
-			}
-			piece = (char *) buf;
-			len = 1;
-			s += 2;
-		}
-		else
-		{
-			pg_wchar	c = hex4(s + 2);
-
-			s += 6;
-			if (is_utf16_surrogate_first(c))
-			{
-				pg_wchar	second;
-
-				if (end - s < 6 || s[0] != '\\' || s[1] != 'u')
-					return false;
-				second = hex4(s + 2);
-				if (!is_utf16_surrogate_second(second))
-					return false;
-				c = surrogate_pair_to_codepoint(c, second);
-				s += 6;
-			}
-			else if (c == 0 || is_utf16_surrogate_second(c))
-				return false;
-			unicode_to_utf8(c, buf);
-			piece = (char *) buf;
-			len = pg_encoding_mblen(PG_UTF8, piece);
-		}
-
-		if (full)
-			continue;
-		if (used + len >= size)
-		{
-			full = true;
-			*clipped = true;
-			continue;
-		}
-		memcpy(out + used, piece, len);
-		used += len;
-	}
-
-	if (out != NULL)
-		out[used] = '\0';
-	return true;
-}
-
-/*
- * read_token: the current token, a string, as unescape() gives it; the token
- * is not consumed.
- */
-static bool
-read_token(Parser *parser, char *out, size_t size, bool *clipped)
-{
-	const JsonLexContext *lex = parser->lex;
-
-	Assert(lex->token_type == JSON_TOKEN_STRING);
-	*clipped = false;
-	if (!unescape(lex->token_start + 1, lex->token_terminator - 1,
-				  out, size, clipped))
-		return fail(parser, "a string has U+0000 or half a surrogate pair");
-	return true;
-}
-
-/* read_key: consume a field's name and the colon; "" if it is too long. */
-static bool
-read_key(Parser *parser, char *out, size_t size)
-{
-	bool		clipped;
-
-	if (parser->lex->token_type != JSON_TOKEN_STRING)
-		return fail(parser, "body is not valid JSON");
-	if (!read_token(parser, out, size, &clipped) || !advance(parser))
-		return false;
-	if (clipped)
-		out[0] = '\0';
-	return expect(parser, JSON_TOKEN_COLON);
-}
-
-/*
- * skip_value: consume a value of any shape, and check that it is one.
- */
-static bool
-skip_value(Parser *parser)
-{
-	JsonTokenType closer[TPC_JSON_MAX_DEPTH];	/* what ends each level */
-	int			depth = 0;
-	bool		clipped;
-
-	for (;;)
-	{
-		bool		in_object;
-
-		/* The current token begins a value. */
-		switch (parser->lex->token_type)
-		{
-			case JSON_TOKEN_OBJECT_START:
-			case JSON_TOKEN_ARRAY_START:
-				if (depth == TPC_JSON_MAX_DEPTH)
-					return fail(parser, "body is nested too deeply");
-				in_object =
-					parser->lex->token_type == JSON_TOKEN_OBJECT_START;
-				closer[depth] = in_object ?
-					JSON_TOKEN_OBJECT_END : JSON_TOKEN_ARRAY_END;
-				if (!advance(parser))
-					return false;
-				if (parser->lex->token_type == closer[depth])
-					break;		/* empty, so this token ends a value */
-				depth++;
-				if (in_object && !read_key(parser, NULL, 0))
-					return false;
-				continue;
-
-			case JSON_TOKEN_STRING:
-				if (!read_token(parser, NULL, 0, &clipped))
-					return false;
-				break;
-
-			case JSON_TOKEN_NUMBER:
-			case JSON_TOKEN_TRUE:
-			case JSON_TOKEN_FALSE:
-			case JSON_TOKEN_NULL:
-				break;
-
-			default:
-				return fail(parser, "body is not valid JSON");
-		}
-
-		/* The current token ends a value, and maybe what it is in. */
-		for (;;)
-		{
-			if (!advance(parser))
-				return false;
-			if (depth == 0)
-				return true;
-			if (parser->lex->token_type != closer[depth - 1])
-				break;
-			depth--;
-		}
-		if (!expect(parser, JSON_TOKEN_COMMA))
-			return false;
-		if (closer[depth - 1] == JSON_TOKEN_OBJECT_END &&
-			!read_key(parser, NULL, 0))
-			return false;
-	}
-}
-
-/*
- * parse_object: consume an object, its known fields into *target.
- */
-static bool
-parse_object(Parser *parser, const Field *fields, int nfields, void *target)
-{
-	uint32		seen = 0;
-
-	if (parser->lex->token_type != JSON_TOKEN_OBJECT_START)
-		return false;
-	if (!advance(parser))
-		return false;
-	if (parser->lex->token_type != JSON_TOKEN_OBJECT_END)
-	{
-		for (;;)
-		{
-			char		key[WORD_SIZE];
-			int			i;
-
-			if (!read_key(parser, key, sizeof(key)))
-				return false;
-			for (i = 0; i < nfields; i++)
-				if (strcmp(key, fields[i].name) == 0)
-					break;
-			if (i < nfields)
-			{
-				if (seen & ((uint32) 1 << i))
-					return fail(parser, fields[i].repeated);
-				seen |= (uint32) 1 << i;
-			}
-			if (i == nfields ||
-				(parser->lex->token_type == JSON_TOKEN_NULL &&
-				 !fields[i].required))
-			{
-				if (!skip_value(parser))
-					return false;
-			}
-			else if (!fields[i].parse(parser, target))
-				return fail(parser, fields[i].malformed);
-
-			if (parser->lex->token_type != JSON_TOKEN_COMMA)
-				break;
-			if (!advance(parser))
-				return false;
-		}
-	}
-	if (!expect(parser, JSON_TOKEN_OBJECT_END))
-		return false;
-
-	for (int i = 0; i < nfields; i++)
-		if (fields[i].required && !(seen & ((uint32) 1 << i)))
-			return fail(parser, fields[i].missing);
-	return true;
-}
-
-/* parse_text: consume a string into *out, palloc'd, cut to maxlen bytes. */
-static bool
-parse_text(Parser *parser, size_t maxlen, char **out)
-{
-	JsonLexContext *lex = parser->lex;
-	size_t		size;
-	bool		clipped;
-
-	if (lex->token_type != JSON_TOKEN_STRING)
-		return false;
-
-	/* The token with its quotes is longer than what it stands for. */
-	size = Min(maxlen + 1, (size_t) (lex->token_terminator -
-									 lex->token_start));
-	*out = palloc(size);
-	return read_token(parser, *out, size, &clipped) && advance(parser);
-}
-
-/* parse_word: consume a string that has to be one of these. */
-static bool
-parse_word(Parser *parser, const char *const *words, int nwords, int *index)
-{
-	char		word[WORD_SIZE];
-	bool		clipped;
-
-	if (parser->lex->token_type != JSON_TOKEN_STRING)
-		return false;
-	if (!read_token(parser, word, sizeof(word), &clipped) || clipped)
-		return false;
-	for (int i = 0; i < nwords; i++)
-	{
-		if (strcmp(word, words[i]) == 0)
-		{
-			*index = i;
-			return advance(parser);
-		}
-	}
-	return false;
-}
-
-
-/*
- * Decoding the body: the fields of each message
- */
-
-static bool
-parse_handler(Parser *parser, void *target)
+parse_handler(TpcJsonParser *parser, void *target)
 {
 	TpcCallItem *call = (TpcCallItem *) target;
 	char		name[TPC_HANDLER_MAXLEN + 1];
@@ -920,22 +530,22 @@ parse_handler(Parser *parser, void *target)
 
 	if (parser->lex->token_type != JSON_TOKEN_STRING)
 		return false;
-	if (!read_token(parser, name, sizeof(name), &clipped))
+	if (!tpc_json_read_token(parser, name, sizeof(name), &clipped))
 		return false;
 	if (clipped || name[0] == '\0')
-		return fail(parser, "a handler's name is empty or too long");
+		return tpc_json_fail(parser, "a handler's name is empty or too long");
 	call->handler = pstrdup(name);
-	return advance(parser);
+	return tpc_json_advance(parser);
 }
 
 /* The argument is kept as the sender wrote it. */
 static bool
-parse_arg(Parser *parser, void *target)
+parse_arg(TpcJsonParser *parser, void *target)
 {
 	TpcCallItem *call = (TpcCallItem *) target;
 	const char *start = parser->lex->token_start;
 
-	if (!skip_value(parser))
+	if (!tpc_json_skip_value(parser))
 		return false;
 	call->arg_len = parser->lex->prev_token_terminator - start;
 	call->arg = palloc(call->arg_len + 1);
@@ -958,242 +568,244 @@ make_room(void *array, int n, int *room, Size size)
 		repalloc(array, *room * size);
 }
 
-static const Field call_fields[] = {
-	FIELD("handler", true, parse_handler),
-	FIELD("arg", true, parse_arg)
+static const TpcJsonField call_fields[] = {
+	TPC_JSON_FIELD("handler", true, parse_handler),
+	TPC_JSON_FIELD("arg", true, parse_arg)
 };
 
 static bool
-parse_calls(Parser *parser, void *target)
+parse_calls(TpcJsonParser *parser, void *target)
 {
 	TpcMessage *msg = (TpcMessage *) target;
 	int			room = 0;
 
 	if (parser->lex->token_type != JSON_TOKEN_ARRAY_START)
 		return false;
-	if (!advance(parser))
+	if (!tpc_json_advance(parser))
 		return false;
 	if (parser->lex->token_type == JSON_TOKEN_ARRAY_END)
-		return advance(parser);
+		return tpc_json_advance(parser);
 
 	for (;;)
 	{
 		TpcCallItem *call;
 
 		if (msg->ncalls == TPC_MAX_CALLS)
-			return fail(parser, "too many calls in one prepare");
+			return tpc_json_fail(parser, "too many calls in one prepare");
 		msg->calls = make_room(msg->calls, msg->ncalls, &room,
 							   sizeof(TpcCallItem));
 		call = &msg->calls[msg->ncalls++];
 		memset(call, 0, sizeof(*call));
-		if (!parse_object(parser, call_fields, lengthof(call_fields), call))
+		if (!tpc_json_parse_object(parser, call_fields, lengthof(call_fields),
+								   call))
 			return false;
 		if (parser->lex->token_type != JSON_TOKEN_COMMA)
 			break;
-		if (!advance(parser))
+		if (!tpc_json_advance(parser))
 			return false;
 	}
-	return expect(parser, JSON_TOKEN_ARRAY_END);
+	return tpc_json_expect(parser, JSON_TOKEN_ARRAY_END);
 }
 
 /* A code that is none becomes "", which the caller replaces. */
 static bool
-parse_sqlstate(Parser *parser, void *target)
+parse_sqlstate(TpcJsonParser *parser, void *target)
 {
 	TpcRemoteError *error = (TpcRemoteError *) target;
 	bool		clipped;
 
 	if (parser->lex->token_type != JSON_TOKEN_STRING)
 		return false;
-	if (!read_token(parser, error->sqlstate, sizeof(error->sqlstate),
-					&clipped))
+	if (!tpc_json_read_token(parser, error->sqlstate, sizeof(error->sqlstate),
+							 &clipped))
 		return false;
 	if (clipped || !is_error_sqlstate(error->sqlstate))
 		error->sqlstate[0] = '\0';
-	return advance(parser);
+	return tpc_json_advance(parser);
 }
 
 static bool
-parse_error_message(Parser *parser, void *target)
+parse_error_message(TpcJsonParser *parser, void *target)
 {
-	return parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
-					  &((TpcRemoteError *) target)->message);
+	return tpc_json_parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
+							   &((TpcRemoteError *) target)->message);
 }
 
 static bool
-parse_error_detail(Parser *parser, void *target)
+parse_error_detail(TpcJsonParser *parser, void *target)
 {
-	return parse_text(parser, TPC_ERROR_DETAIL_MAXLEN,
-					  &((TpcRemoteError *) target)->detail);
+	return tpc_json_parse_text(parser, TPC_ERROR_DETAIL_MAXLEN,
+							   &((TpcRemoteError *) target)->detail);
 }
 
 static bool
-parse_error_hint(Parser *parser, void *target)
+parse_error_hint(TpcJsonParser *parser, void *target)
 {
-	return parse_text(parser, TPC_ERROR_HINT_MAXLEN,
-					  &((TpcRemoteError *) target)->hint);
+	return tpc_json_parse_text(parser, TPC_ERROR_HINT_MAXLEN,
+							   &((TpcRemoteError *) target)->hint);
 }
 
 static bool
-parse_error_context(Parser *parser, void *target)
+parse_error_context(TpcJsonParser *parser, void *target)
 {
-	return parse_text(parser, TPC_ERROR_CONTEXT_MAXLEN,
-					  &((TpcRemoteError *) target)->context);
+	return tpc_json_parse_text(parser, TPC_ERROR_CONTEXT_MAXLEN,
+							   &((TpcRemoteError *) target)->context);
 }
 
-static const Field error_fields[] = {
-	FIELD("sqlstate", false, parse_sqlstate),
-	FIELD("message", false, parse_error_message),
-	FIELD("detail", false, parse_error_detail),
-	FIELD("hint", false, parse_error_hint),
-	FIELD("context", false, parse_error_context)
+static const TpcJsonField error_fields[] = {
+	TPC_JSON_FIELD("sqlstate", false, parse_sqlstate),
+	TPC_JSON_FIELD("message", false, parse_error_message),
+	TPC_JSON_FIELD("detail", false, parse_error_detail),
+	TPC_JSON_FIELD("hint", false, parse_error_hint),
+	TPC_JSON_FIELD("context", false, parse_error_context)
 };
 
 static bool
-parse_error(Parser *parser, void *target)
+parse_error(TpcJsonParser *parser, void *target)
 {
-	return parse_object(parser, error_fields, lengthof(error_fields),
-						&((TpcMessage *) target)->error);
+	return tpc_json_parse_object(parser, error_fields, lengthof(error_fields),
+								 &((TpcMessage *) target)->error);
 }
 
 static bool
-parse_vote(Parser *parser, void *target)
+parse_vote(TpcJsonParser *parser, void *target)
 {
 	int			index;
 
-	if (!parse_word(parser, vote_names, lengthof(vote_names), &index))
+	if (!tpc_json_parse_word(parser, vote_names, lengthof(vote_names), &index))
 		return false;
 	((TpcMessage *) target)->vote = (TpcVote) index;
 	return true;
 }
 
 static bool
-parse_results(Parser *parser, void *target)
+parse_results(TpcJsonParser *parser, void *target)
 {
 	TpcMessage *msg = (TpcMessage *) target;
 	int			room = 0;
 
 	if (parser->lex->token_type != JSON_TOKEN_ARRAY_START)
 		return false;
-	if (!advance(parser))
+	if (!tpc_json_advance(parser))
 		return false;
 	if (parser->lex->token_type == JSON_TOKEN_ARRAY_END)
-		return advance(parser);
+		return tpc_json_advance(parser);
 
 	for (;;)
 	{
 		if (msg->nresults == TPC_MAX_CALLS)
-			return fail(parser, "too many results in one vote");
+			return tpc_json_fail(parser, "too many results in one vote");
 		msg->results = make_room(msg->results, msg->nresults, &room,
 								 sizeof(char *));
 		msg->results[msg->nresults++] = NULL;
 		if (parser->lex->token_type == JSON_TOKEN_NULL)
 		{
-			if (!advance(parser))
+			if (!tpc_json_advance(parser))
 				return false;
 		}
-		else if (!parse_text(parser, TPC_RESULT_MAXLEN,
-							 &msg->results[msg->nresults - 1]))
+		else if (!tpc_json_parse_text(parser, TPC_RESULT_MAXLEN,
+									  &msg->results[msg->nresults - 1]))
 			return false;
 		if (parser->lex->token_type != JSON_TOKEN_COMMA)
 			break;
-		if (!advance(parser))
+		if (!tpc_json_advance(parser))
 			return false;
 	}
-	return expect(parser, JSON_TOKEN_ARRAY_END);
+	return tpc_json_expect(parser, JSON_TOKEN_ARRAY_END);
 }
 
 static bool
-parse_outcome(Parser *parser, void *target)
+parse_outcome(TpcJsonParser *parser, void *target)
 {
 	int			index;
 
-	if (!parse_word(parser, outcome_names, lengthof(outcome_names), &index))
+	if (!tpc_json_parse_word(parser, outcome_names, lengthof(outcome_names),
+							 &index))
 		return false;
 	((TpcMessage *) target)->outcome = (TpcAckOutcome) index;
 	return true;
 }
 
 static bool
-parse_bool(Parser *parser, bool *value)
+parse_bool(TpcJsonParser *parser, bool *value)
 {
 	JsonTokenType token = parser->lex->token_type;
 
 	if (token != JSON_TOKEN_TRUE && token != JSON_TOKEN_FALSE)
 		return false;
 	*value = (token == JSON_TOKEN_TRUE);
-	return advance(parser);
+	return tpc_json_advance(parser);
 }
 
 static bool
-parse_forced(Parser *parser, void *target)
+parse_forced(TpcJsonParser *parser, void *target)
 {
 	return parse_bool(parser, &((TpcMessage *) target)->forced);
 }
 
 static bool
-parse_forgotten(Parser *parser, void *target)
+parse_forgotten(TpcJsonParser *parser, void *target)
 {
 	return parse_bool(parser, &((TpcMessage *) target)->forgotten);
 }
 
 static bool
-parse_must_prepare(Parser *parser, void *target)
+parse_must_prepare(TpcJsonParser *parser, void *target)
 {
 	return parse_bool(parser, &((TpcMessage *) target)->must_prepare);
 }
 
 static bool
-parse_wish(Parser *parser, void *target)
+parse_wish(TpcJsonParser *parser, void *target)
 {
 	int			index;
 
-	if (!parse_word(parser, wish_names, lengthof(wish_names), &index))
+	if (!tpc_json_parse_word(parser, wish_names, lengthof(wish_names), &index))
 		return false;
 	((TpcMessage *) target)->wants_commit = index == 1;
 	return true;
 }
 
 static bool
-parse_reason(Parser *parser, void *target)
+parse_reason(TpcJsonParser *parser, void *target)
 {
-	return parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
-					  &((TpcMessage *) target)->error.message);
+	return tpc_json_parse_text(parser, TPC_ERROR_MESSAGE_MAXLEN,
+							   &((TpcMessage *) target)->error.message);
 }
 
-static const Field prepare_fields[] = {
-	FIELD("calls", true, parse_calls),
-	FIELD("must_prepare", false, parse_must_prepare)
+static const TpcJsonField prepare_fields[] = {
+	TPC_JSON_FIELD("calls", true, parse_calls),
+	TPC_JSON_FIELD("must_prepare", false, parse_must_prepare)
 };
 
-static const Field vote_fields[] = {
-	FIELD("vote", true, parse_vote),
-	FIELD("results", false, parse_results),
-	FIELD("error", false, parse_error)
+static const TpcJsonField vote_fields[] = {
+	TPC_JSON_FIELD("vote", true, parse_vote),
+	TPC_JSON_FIELD("results", false, parse_results),
+	TPC_JSON_FIELD("error", false, parse_error)
 };
 
-static const Field ack_fields[] = {
-	FIELD("outcome", true, parse_outcome),
-	FIELD("forced", false, parse_forced),
-	FIELD("reason", false, parse_reason)
+static const TpcJsonField ack_fields[] = {
+	TPC_JSON_FIELD("outcome", true, parse_outcome),
+	TPC_JSON_FIELD("forced", false, parse_forced),
+	TPC_JSON_FIELD("reason", false, parse_reason)
 };
 
-static const Field rollback_fields[] = {
-	FIELD("forgotten", false, parse_forgotten)
+static const TpcJsonField rollback_fields[] = {
+	TPC_JSON_FIELD("forgotten", false, parse_forgotten)
 };
 
-static const Field request_fields[] = {
-	FIELD("wish", true, parse_wish)
+static const TpcJsonField request_fields[] = {
+	TPC_JSON_FIELD("wish", true, parse_wish)
 };
 
-static const Field unknown_fields[] = {
-	FIELD("reason", false, parse_reason)
+static const TpcJsonField unknown_fields[] = {
+	TPC_JSON_FIELD("reason", false, parse_reason)
 };
 
 static bool
-parse_body(Parser *parser, TpcMessage *msg)
+parse_body(TpcJsonParser *parser, TpcMessage *msg)
 {
-	const Field *fields = NULL;
+	const TpcJsonField *fields = NULL;
 	int			nfields = 0;
 
 	switch (msg->type)
@@ -1227,12 +839,12 @@ parse_body(Parser *parser, TpcMessage *msg)
 			break;
 	}
 
-	if (!advance(parser))		/* to the first token */
+	if (!tpc_json_advance(parser))	/* to the first token */
 		return false;
-	if (!parse_object(parser, fields, nfields, msg))
-		return fail(parser, "body is not a JSON object");
+	if (!tpc_json_parse_object(parser, fields, nfields, msg))
+		return tpc_json_fail(parser, "body is not a JSON object");
 	if (parser->lex->token_type != JSON_TOKEN_END)
-		return fail(parser, "body is not valid JSON");
+		return tpc_json_fail(parser, "body is not valid JSON");
 	return true;
 }
 
@@ -1255,7 +867,7 @@ bool
 tpc_message_decode_body(const char *body, size_t len, TpcMessage *msg,
 						const char **why)
 {
-	Parser		parser = {0};
+	TpcJsonParser parser = {0};
 	bool		ok;
 
 	msg->ncalls = 0;
@@ -1347,20 +959,20 @@ tpc_message_is_batch(const TpcWire *wire)
 
 /* A string that is too long to mean anything becomes "". */
 static bool
-parse_short(Parser *parser, char *out, size_t size)
+parse_short(TpcJsonParser *parser, char *out, size_t size)
 {
 	bool		clipped;
 
 	if (parser->lex->token_type != JSON_TOKEN_STRING ||
-		!read_token(parser, out, size, &clipped))
+		!tpc_json_read_token(parser, out, size, &clipped))
 		return false;
 	if (clipped)
 		out[0] = '\0';
-	return advance(parser);
+	return tpc_json_advance(parser);
 }
 
 static bool
-parse_item_type(Parser *parser, void *target)
+parse_item_type(TpcJsonParser *parser, void *target)
 {
 	TpcBatchItem *item = (TpcBatchItem *) target;
 
@@ -1368,7 +980,7 @@ parse_item_type(Parser *parser, void *target)
 }
 
 static bool
-parse_item_gtid(Parser *parser, void *target)
+parse_item_gtid(TpcJsonParser *parser, void *target)
 {
 	TpcBatchItem *item = (TpcBatchItem *) target;
 
@@ -1377,7 +989,7 @@ parse_item_gtid(Parser *parser, void *target)
 
 /* The digits are looked at where those of property expiration are. */
 static bool
-parse_item_timeout(Parser *parser, void *target)
+parse_item_timeout(TpcJsonParser *parser, void *target)
 {
 	const JsonLexContext *lex = parser->lex;
 	TpcWire    *wire = &((TpcBatchItem *) target)->wire;
@@ -1386,7 +998,7 @@ parse_item_timeout(Parser *parser, void *target)
 		return false;
 	wire->expiration.ptr = lex->token_start;
 	wire->expiration.len = lex->token_terminator - lex->token_start;
-	return advance(parser);
+	return tpc_json_advance(parser);
 }
 
 /*
@@ -1397,7 +1009,7 @@ parse_item_timeout(Parser *parser, void *target)
  * wrong or nested too deeply spoils one message and not those beside it.
  */
 static bool
-parse_item_body(Parser *parser, void *target)
+parse_item_body(TpcJsonParser *parser, void *target)
 {
 	const JsonLexContext *lex = parser->lex;
 	TpcSlice   *body = &((TpcBatchItem *) target)->wire.body;
@@ -1423,39 +1035,39 @@ parse_item_body(Parser *parser, void *target)
 			default:
 				break;
 		}
-		if (!advance(parser))
+		if (!tpc_json_advance(parser))
 			return false;
 	} while (depth > 0);
 	body->len = lex->prev_token_terminator - body->ptr;
 	return true;
 }
 
-static const Field item_fields[] = {
-	FIELD("type", true, parse_item_type),
-	FIELD("gtid", true, parse_item_gtid),
-	FIELD("timeout", false, parse_item_timeout),
-	FIELD("body", false, parse_item_body)
+static const TpcJsonField item_fields[] = {
+	TPC_JSON_FIELD("type", true, parse_item_type),
+	TPC_JSON_FIELD("gtid", true, parse_item_gtid),
+	TPC_JSON_FIELD("timeout", false, parse_item_timeout),
+	TPC_JSON_FIELD("body", false, parse_item_body)
 };
 
 static bool
-parse_batch(Parser *parser, const TpcWire *wire, TpcBatch *batch)
+parse_batch(TpcJsonParser *parser, const TpcWire *wire, TpcBatch *batch)
 {
 	int			room = 0;
 
-	if (!advance(parser))		/* to the first token */
+	if (!tpc_json_advance(parser))	/* to the first token */
 		return false;
 	if (parser->lex->token_type != JSON_TOKEN_ARRAY_START)
-		return fail(parser, "body is not a JSON array");
-	if (!advance(parser))
+		return tpc_json_fail(parser, "body is not a JSON array");
+	if (!tpc_json_advance(parser))
 		return false;
 	if (parser->lex->token_type == JSON_TOKEN_ARRAY_END)
-		return fail(parser, "a batch is empty");
+		return tpc_json_fail(parser, "a batch is empty");
 	for (;;)
 	{
 		TpcBatchItem *item;
 
 		if (batch->nitems == TPC_BATCH_MAX_ITEMS)
-			return fail(parser, "too many messages in one batch");
+			return tpc_json_fail(parser, "too many messages in one batch");
 		batch->items = make_room(batch->items, batch->nitems, &room,
 								 sizeof(TpcBatchItem));
 		item = &batch->items[batch->nitems++];
@@ -1464,17 +1076,19 @@ parse_batch(Parser *parser, const TpcWire *wire, TpcBatch *batch)
 		item->wire.expiration.ptr = NULL;
 		item->wire.body.ptr = NULL;
 		item->wire.body.len = 0;
-		if (!parse_object(parser, item_fields, lengthof(item_fields), item))
-			return fail(parser, "a message of a batch is not a JSON object");
+		if (!tpc_json_parse_object(parser, item_fields, lengthof(item_fields),
+								   item))
+			return tpc_json_fail(parser,
+								 "a message of a batch is not a JSON object");
 		if (parser->lex->token_type != JSON_TOKEN_COMMA)
 			break;
-		if (!advance(parser))
+		if (!tpc_json_advance(parser))
 			return false;
 	}
-	if (!expect(parser, JSON_TOKEN_ARRAY_END))
+	if (!tpc_json_expect(parser, JSON_TOKEN_ARRAY_END))
 		return false;
 	if (parser->lex->token_type != JSON_TOKEN_END)
-		return fail(parser, "body is not valid JSON");
+		return tpc_json_fail(parser, "body is not valid JSON");
 	return true;
 }
 
@@ -1487,7 +1101,7 @@ bool
 tpc_message_decode_batch(const TpcWire *wire, TpcBatch *batch,
 						 const char **why)
 {
-	Parser		parser = {0};
+	TpcJsonParser parser = {0};
 	TpcSlice	body = wire->body;
 	bool		ok;
 

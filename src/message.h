@@ -44,9 +44,6 @@
 #define TPC_RESULT_MAXLEN 1024
 #define TPC_RESULTS_MAXLEN 8192
 
-/* Deepest nesting inside an argument, or inside a field that is ignored. */
-#define TPC_JSON_MAX_DEPTH 1000
-
 /* A piece of text that is not zero-terminated; ptr NULL when absent. */
 typedef struct TpcSlice
 {

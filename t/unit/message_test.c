@@ -12,6 +12,7 @@
 #include "postgres_fe_or_be.h"
 
 #include "exact.h"
+#include "json.h"
 #include "gtid.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
