@@ -10,11 +10,11 @@
 #ifndef TPC_GTID_H
 #define TPC_GTID_H
 
-/* A node's name, without the terminating zero. */
 /* A kind of calls: part of a queue's name. */
 #define TPC_KIND_MAXLEN 31
 #define TPC_KIND_SIZE (TPC_KIND_MAXLEN + 1)
 
+/* A node's name, without the terminating zero. */
 #define TPC_NODE_MAXLEN 63
 #define TPC_NODE_SIZE	(TPC_NODE_MAXLEN + 1)
 
