@@ -687,7 +687,7 @@ tpc_live_requests(PG_FUNCTION_ARGS)
 		TpcCallKind kind;
 		TimestampTz since;
 		char		object[TPC_NAME_MAX + 1];
-	}			Row;
+	} Row;
 	Row		   *rows;
 	int			n = 0;
 
