@@ -190,6 +190,10 @@ tpc_failpoint(const char *name)
 		case FAIL_NONE:
 			break;
 		case FAIL_ERROR:
+			/* who catches it may keep it to himself */
+			ereport(LOG,
+					(errmsg("failpoint \"%s\" raises an error", name),
+					 errhidestmt(true)));
 			ereport(ERROR,
 					(errcode(ERRCODE_INTERNAL_ERROR),
 					 errmsg("failpoint \"%s\"", name)));
