@@ -446,7 +446,7 @@ tpc_attach(PG_FUNCTION_ARGS)
 		attached_in = GetCurrentSubTransactionId();
 		tpc_xact_pending = true;
 		tpc_decision_delete_foreign();
-		tpc_publication_delete_foreign();
+		tpc_relation_delete_foreign("publication");
 		tpc_relation_delete_foreign("failed_message");
 		tpc_decision_check_name(name);
 		check_branches_name(name);

@@ -390,16 +390,6 @@ tpc_publication_count(void)
 }
 
 /*
- * tpc_publication_delete_foreign: rows that a copy of a database has from its
- * original, which sends them.
- */
-void
-tpc_publication_delete_foreign(void)
-{
-	tpc_relation_delete_foreign("publication");
-}
-
-/*
  * tpc_republish(id bigint) returns boolean
  *
  * Publish a returned or refused message again, as part of this transaction,

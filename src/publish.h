@@ -86,7 +86,6 @@ extern void tpc_publish_after_prepared(TpcNode *node);
 extern size_t tpc_publication_max_body(void);
 extern bool tpc_publication_exists(void);
 extern int64 tpc_publication_count(void);
-extern void tpc_publication_delete_foreign(void);
 
 /* relay.c */
 extern void tpc_publications_free(TpcNode *node);

@@ -254,12 +254,10 @@ delete_rows(Datum *ids, int n)
 
 	if (n == 0)
 		return;
-	SPI_connect();
 	values[0] = array_of(ids, n, INT8OID);
-	tpc_spi_execute("DELETE FROM tpc_amqp.publication"
-					" WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
-					1, types, values, NULL, false, SPI_OK_DELETE);
-	SPI_finish();
+	(void) tpc_spi_run("DELETE FROM tpc_amqp.publication"
+					   " WHERE id OPERATOR(pg_catalog.=) ANY ($1)",
+					   1, types, values, NULL, false, SPI_OK_DELETE);
 }
 
 static void
@@ -274,7 +272,6 @@ move_rows(List *failed)
 
 	if (failed == NIL)
 		return;
-	SPI_connect();
 	for (int i = 0; i < 4; i++)
 		columns[i] = palloc(sizeof(Datum) * list_length(failed));
 	foreach(lc, failed)
@@ -289,24 +286,23 @@ move_rows(List *failed)
 	for (int i = 0; i < 4; i++)
 		values[i] = array_of(columns[i], n,
 							 i == 0 ? INT8OID : i == 2 ? INT4OID : TEXTOID);
-	tpc_spi_execute("WITH f AS (SELECT * FROM ROWS FROM"
-					" (pg_catalog.unnest($1), pg_catalog.unnest($2),"
-					" pg_catalog.unnest($3), pg_catalog.unnest($4))"
-					" AS r (id, kind, code, reason)),"
-					" gone AS (DELETE FROM tpc_amqp.publication p USING f"
-					" WHERE p.id OPERATOR(pg_catalog.=) f.id"
+	(void) tpc_spi_run("WITH f AS (SELECT * FROM ROWS FROM"
+					   " (pg_catalog.unnest($1), pg_catalog.unnest($2),"
+					   " pg_catalog.unnest($3), pg_catalog.unnest($4))"
+					   " AS r (id, kind, code, reason)),"
+					   " gone AS (DELETE FROM tpc_amqp.publication p USING f"
+					   " WHERE p.id OPERATOR(pg_catalog.=) f.id"
 	/* says the same, so that the index is used */
-					" AND p.id OPERATOR(pg_catalog.=) ANY ($1)"
-					" RETURNING p.*, f.kind, f.code, f.reason)"
-					" INSERT INTO tpc_amqp.returned (id, exchange,"
-					" routing_key, body, properties, mandatory, message_id,"
-					" published_at, kind, code, reason, returned_at)"
-					" SELECT id, exchange, routing_key, body, properties,"
-					" mandatory, message_id, published_at, kind,"
-					" NULLIF(code, 0), reason, pg_catalog.clock_timestamp()"
-					" FROM gone ORDER BY id",
-					4, types, values, NULL, false, SPI_OK_INSERT);
-	SPI_finish();
+					   " AND p.id OPERATOR(pg_catalog.=) ANY ($1)"
+					   " RETURNING p.*, f.kind, f.code, f.reason)"
+					   " INSERT INTO tpc_amqp.returned (id, exchange,"
+					   " routing_key, body, properties, mandatory, message_id,"
+					   " published_at, kind, code, reason, returned_at)"
+					   " SELECT id, exchange, routing_key, body, properties,"
+					   " mandatory, message_id, published_at, kind,"
+					   " NULLIF(code, 0), reason, pg_catalog.clock_timestamp()"
+					   " FROM gone ORDER BY id",
+					   4, types, values, NULL, false, SPI_OK_INSERT);
 }
 
 /* The broker's words, in the database's encoding. */
