@@ -72,15 +72,16 @@ tpc_object_name(text * name, const char *what)
 	return slice;
 }
 
-static bool
-is_reserved_queue(const char *name, size_t len)
+/* tpc_object_is_reserved_queue: a name, in UTF-8 or not, of the protocol. */
+bool
+tpc_object_is_reserved_queue(const char *name, size_t len)
 {
 	return len >= strlen(RESERVED_PREFIX) &&
 		memcmp(name, RESERVED_PREFIX, strlen(RESERVED_PREFIX)) == 0;
 }
 
-static bool
-is_reserved_exchange(const char *name, size_t len)
+bool
+tpc_object_is_reserved_exchange(const char *name, size_t len)
 {
 	return len == strlen(TPC_EXCHANGE) &&
 		memcmp(name, TPC_EXCHANGE, len) == 0;
@@ -92,7 +93,7 @@ tpc_object_queue(text * name)
 {
 	TpcSlice	slice = tpc_object_name(name, "name of a queue");
 
-	if (is_reserved_queue(slice.ptr, slice.len))
+	if (tpc_object_is_reserved_queue(slice.ptr, slice.len))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("queue name \"%s\" is reserved",
@@ -108,7 +109,7 @@ tpc_object_exchange(text * name)
 {
 	TpcSlice	slice = tpc_object_name(name, "name of an exchange");
 
-	if (is_reserved_exchange(slice.ptr, slice.len))
+	if (tpc_object_is_reserved_exchange(slice.ptr, slice.len))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("exchange name \"%s\" is reserved",
@@ -126,9 +127,9 @@ tpc_object_arguments(struct varlena *arguments)
 		const char *name;
 		bool		(*reserved) (const char *name, size_t len);
 	}			checked[] = {
-		{"x-dead-letter-exchange", is_reserved_exchange},
-		{"x-dead-letter-routing-key", is_reserved_queue},
-		{"alternate-exchange", is_reserved_exchange},
+		{"x-dead-letter-exchange", tpc_object_is_reserved_exchange},
+		{"x-dead-letter-routing-key", tpc_object_is_reserved_queue},
+		{"alternate-exchange", tpc_object_is_reserved_exchange},
 	};
 	Jsonb	   *jb = (Jsonb *) arguments;
 	StringInfoData table;

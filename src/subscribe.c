@@ -31,6 +31,7 @@
 
 #include "handler.h"
 #include "message.h"
+#include "object.h"
 #include "properties.h"
 #include "relation.h"
 #include "settings.h"
@@ -114,7 +115,7 @@ check_queue(const char *queue)
 				(errcode(ERRCODE_INVALID_NAME),
 				 errmsg("invalid queue name \"%s\"", queue),
 				 errdetail("A queue name has 1 to %d bytes.", TPC_NAME_MAX)));
-	if (strncmp(queue, TPC_EXCHANGE ".", strlen(TPC_EXCHANGE ".")) == 0)
+	if (tpc_object_is_reserved_queue(queue, strlen(queue)))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("queue name \"%s\" is reserved", queue),
@@ -257,10 +258,11 @@ parse_on_error(Jsonb *json, OnError *on_error)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"exchange\" or \"routing_key\" in on_error is too long"),
 				 errdetail("The limit is %d bytes.", TPC_NAME_MAX)));
-	if (strcmp(on_error->exchange, TPC_EXCHANGE) == 0 ||
+	if (tpc_object_is_reserved_exchange(on_error->exchange,
+										strlen(on_error->exchange)) ||
 		(on_error->exchange[0] == '\0' &&
-		 strncmp(on_error->routing_key, TPC_EXCHANGE ".",
-				 strlen(TPC_EXCHANGE ".")) == 0))
+		 tpc_object_is_reserved_queue(on_error->routing_key,
+									  strlen(on_error->routing_key))))
 		ereport(ERROR,
 				(errcode(ERRCODE_RESERVED_NAME),
 				 errmsg("dead letters cannot go to the queues of nodes")));
@@ -319,13 +321,7 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.subscribe()");
 	PreventCommandDuringRecovery("tpc_amqp.subscribe()");
-	for (int i = 0; i < PG_NARGS(); i++)
-	{
-		if (PG_ARGISNULL(i))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("arguments of subscribe() cannot be null")));
-	}
+	tpc_object_no_nulls(fcinfo);
 	queue = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	tag = text_to_cstring(PG_GETARG_TEXT_PP(4));
