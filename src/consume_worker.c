@@ -105,28 +105,6 @@ settle(TpcSettlement how)
 	tpc_wake_messenger(node);
 }
 
-/*
- * text_of: bytes from the wire as text of this database, in the current
- * context.  What is no text here is shown in hexadecimal.
- */
-static char *
-text_of(const char *bytes, size_t len)
-{
-	StringInfoData hex;
-	bool		ascii = true;
-
-	for (size_t i = 0; i < len; i++)
-		ascii = ascii && !IS_HIGHBIT_SET(bytes[i]) && bytes[i] != '\0';
-	if (ascii || (GetDatabaseEncoding() == PG_UTF8 &&
-				  pg_verify_mbstr(PG_UTF8, bytes, len, true)))
-		return pnstrdup(bytes, len);
-	initStringInfo(&hex);
-	appendStringInfoString(&hex, "\\x");
-	for (size_t i = 0; i < len; i++)
-		appendStringInfo(&hex, "%02x", (unsigned char) bytes[i]);
-	return hex.data;
-}
-
 static char *
 copy_of(const char *bytes, size_t len)
 {
@@ -146,9 +124,9 @@ read_item(const TpcConsumedHead *head, const char *queue)
 	TpcMessageIn *m = palloc0(sizeof(TpcMessageIn));
 
 	m->queue = pstrdup(queue);
-	m->exchange = text_of(p, head->exchange_len);
+	m->exchange = tpc_consumed_text(p, head->exchange_len);
 	p += head->exchange_len;
-	m->routing_key = text_of(p, head->routing_key_len);
+	m->routing_key = tpc_consumed_text(p, head->routing_key_len);
 	p += head->routing_key_len;
 	m->properties = copy_of(p, head->properties_len);
 	m->properties_len = head->properties_len;
@@ -371,21 +349,9 @@ make_argument(const TpcMessageIn *m, const char *consumer_tag)
  *-------------------------------------------------------------------------
  */
 
-/* The lock_timeout that handlers find; outside of a transaction. */
-static void
-set_lock_timeout(void)
-{
-	char		value[32];
-
-	if (LockTimeout == tpc_lock_timeout)
-		return;
-	snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
-	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
-}
-
 /*
- * The handler, its role and the consumer tag of a queue's subscription, in the caller's
- * context; false if there is none.
+ * The handler, its role and the consumer tag of a queue's subscription, in the
+ * caller's context; false if there is none.
  */
 static bool
 read_subscription(const char *queue, char **handler, Oid *run_as,
@@ -445,7 +411,7 @@ run(const TpcMessageIn *m)
 	char		activity[200];
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
-	set_lock_timeout();
+	tpc_worker_set_lock_timeout();
 	tpc_worker_begin();
 	MemoryContextSwitchTo(job_context);
 	/* what an earlier handler has left would be found before anything else */
@@ -520,20 +486,6 @@ end_failed(Oid userid, int sec_context)
 	return edata;
 }
 
-static TpcSubscriptionCounter
-counter_of(TpcFailedState state)
-{
-	switch (state)
-	{
-		case TPC_FAILED_DROPPED:
-			return TPC_SUB_DROPPED;
-		case TPC_FAILED_DEAD_LETTERED:
-			return TPC_SUB_DEAD_LETTERED;
-		default:
-			return TPC_SUB_KEPT;
-	}
-}
-
 /* Steps S5, S7: write down that it failed; false if that fails, too. */
 static bool
 note_failure(const TpcMessageIn *m, const ErrorData *edata)
@@ -577,7 +529,7 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 	if (ok && state == TPC_FAILED_RETRY)
 		tpc_retry_at(node, 0);
 	else if (ok && state != TPC_FAILED_KNOWN)
-		tpc_subscription_count(node, m->queue, counter_of(state));
+		tpc_subscription_count(node, m->queue, tpc_failed_counter(state));
 	return ok;
 }
 

@@ -22,33 +22,43 @@
 #include "relation.h"
 
 /*
+ * tpc_consumed_text: a text of a message as text of this database, in the
+ * current context.  One that the database has no characters for is shown by
+ * its bytes, in hexadecimal: no two look the same.
+ */
+char *
+tpc_consumed_text(const char *bytes, size_t len)
+{
+	bool		plain = true;
+	char	   *result;
+
+	for (size_t i = 0; i < len; i++)
+		plain = plain && bytes[i] != '\0' && !IS_HIGHBIT_SET(bytes[i]);
+	if (plain || (GetDatabaseEncoding() == PG_UTF8 &&
+				  pg_encoding_verifymbstr(PG_UTF8, bytes, (int) len) ==
+				  (int) len))
+		return pnstrdup(bytes, len);
+	result = palloc(2 + 2 * len + 1);
+	strcpy(result, "\\x");
+	(void) hex_encode(bytes, len, result + 2);
+	result[2 + 2 * len] = '\0';
+	return result;
+}
+
+/*
  * tpc_consumed_message_id: the id of a message with these properties (as they
- * came), for tpc_consumed_note(); NULL if it has none.  One that the database
- * has no characters for is shown by its bytes: two messages must not look the
- * same.
+ * came), for tpc_consumed_note(); NULL if it has none.
  */
 char *
 tpc_consumed_message_id(const char *properties, size_t len)
 {
 	const char *id;
 	size_t		id_len;
-	bool		plain = true;
-	char	   *result;
 
 	if (!tpc_properties_message_id(properties, len, &id, &id_len) ||
 		id_len == 0)
 		return NULL;
-	for (size_t i = 0; i < id_len; i++)
-		plain = plain && id[i] != '\0' && !IS_HIGHBIT_SET(id[i]);
-	if (plain || (GetDatabaseEncoding() == PG_UTF8 &&
-				  pg_encoding_verifymbstr(PG_UTF8, id, (int) id_len) ==
-				  (int) id_len))
-		return pnstrdup(id, id_len);
-	result = palloc(2 + 2 * id_len + 1);
-	strcpy(result, "\\x");
-	(void) hex_encode(id, id_len, result + 2);
-	result[2 + 2 * id_len] = '\0';
-	return result;
+	return tpc_consumed_text(id, id_len);
 }
 
 /*

@@ -398,6 +398,21 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 	return result;
 }
 
+/* tpc_failed_counter: what counts the messages that end so. */
+TpcSubscriptionCounter
+tpc_failed_counter(TpcFailedState state)
+{
+	switch (state)
+	{
+		case TPC_FAILED_DROPPED:
+			return TPC_SUB_DROPPED;
+		case TPC_FAILED_DEAD_LETTERED:
+			return TPC_SUB_DEAD_LETTERED;
+		default:
+			return TPC_SUB_KEPT;
+	}
+}
+
 /*
  * The rows that workers run.  Their locks do not say it all: between a run's
  * abort and the transaction that notes its failure, there is none.
@@ -489,10 +504,7 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 
 			state = tpc_failed_note(m, &last);
 			tpc_subscription_count(node, m->queue,
-								   state == TPC_FAILED_DROPPED ?
-								   TPC_SUB_DROPPED :
-								   state == TPC_FAILED_DEAD_LETTERED ?
-								   TPC_SUB_DEAD_LETTERED : TPC_SUB_KEPT);
+								   tpc_failed_counter(state));
 			*other = true;
 		}
 		else

@@ -8,7 +8,7 @@
 #ifndef TPC_FAILED_H
 #define TPC_FAILED_H
 
-#include "shmem.h"
+#include "subscription.h"
 
 /* A message, as a consume worker has it; palloc'd, in the server's encoding. */
 typedef struct TpcMessageIn
@@ -36,6 +36,7 @@ typedef enum TpcFailedState
 	TPC_FAILED_KNOWN			/* its row is there already */
 } TpcFailedState;
 
+extern TpcSubscriptionCounter tpc_failed_counter(TpcFailedState state);
 extern bool tpc_failed_receive(const TpcMessageIn *message);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
 									  const ErrorData *edata);

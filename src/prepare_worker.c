@@ -242,21 +242,6 @@ have_reserve(void)
 	return DsaPointerIsValid(reserve);
 }
 
-/*
- * The lock_timeout that handlers find, and that a RESET in them goes back to.
- * Outside of a transaction, so that ending one has nothing to take back.
- */
-static void
-set_lock_timeout(void)
-{
-	char		value[32];
-
-	if (LockTimeout == tpc_lock_timeout)
-		return;
-	snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
-	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
-}
-
 /* What a handler has returned, in UTF-8 and in job_context; no more than goes. */
 static char *
 result_to_wire(char *result)
@@ -349,7 +334,7 @@ run_branch(Work *work, volatile dsa_pointer *yes)
 
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 
-	set_lock_timeout();
+	tpc_worker_set_lock_timeout();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	BeginTransactionBlock();

@@ -22,6 +22,7 @@
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
 #include "storage/ipc.h"
+#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
@@ -210,6 +211,22 @@ tpc_worker_connect(TpcNode *node, bool runs_handlers)
 		SetConfigOption("search_path", "pg_catalog, pg_temp",
 						PGC_SUSET, PGC_S_OVERRIDE);
 	(void) tpc_area();
+}
+
+/*
+ * tpc_worker_set_lock_timeout: the one that handlers find, and that a RESET in
+ * them goes back to.  Outside of a transaction, so that ending one has nothing
+ * to take back.
+ */
+void
+tpc_worker_set_lock_timeout(void)
+{
+	char		value[32];
+
+	if (LockTimeout == tpc_lock_timeout)
+		return;
+	snprintf(value, sizeof(value), "%d", tpc_lock_timeout);
+	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /*

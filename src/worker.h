@@ -17,6 +17,7 @@ extern TpcNode *tpc_worker_attach(Datum arg, int *number,
 extern void tpc_worker_wait(TpcWorker *self, bool (*more_work) (void),
 							long timeout_ms, uint32 wait_event);
 extern void tpc_worker_connect(TpcNode *node, bool runs_handlers);
+extern void tpc_worker_set_lock_timeout(void);
 extern bool tpc_worker_start(TpcNode *node, TpcRole role, int number);
 extern TpcWorker *tpc_worker_slot(TpcNode *node, TpcRole role, int number);
 extern bool tpc_worker_may_log(TimestampTz *logged_at);
