@@ -270,6 +270,7 @@ keep_running(TpcNode *node, TimestampTz now)
 {
 	bool		ok;
 	int			nprepare;
+	int			nconsume = 0;
 
 	ok = want_worker(node, TPC_ROLE_MESSENGER, 0, now);
 	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
@@ -282,28 +283,20 @@ keep_running(TpcNode *node, TimestampTz now)
 	nprepare = assign_kinds(node);
 	for (int i = 0; i < nprepare; i++)
 		ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
+	node->nworkers = 1 + tpc_resolve_workers + nprepare;
 	if (pg_atomic_read_u32(&node->wants_relay) != 0)
+	{
 		ok = ok && want_worker(node, TPC_ROLE_RELAY, 0, now);
+		node->nworkers++;
+	}
 	/* those that are too many leave by themselves, between two messages */
-	for (int i = 0; i < tpc_consume_workers &&
-		 pg_atomic_read_u32(&node->wants_consumers) != 0; i++)
+	if (pg_atomic_read_u32(&node->wants_consumers) != 0)
+		nconsume = tpc_consume_workers;
+	for (int i = 0; i < nconsume; i++)
 		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
+	node->nworkers += nconsume;
 
 	node->no_slots = !ok;
-}
-
-/* How many there should be. */
-static int
-prepare_workers_of(TpcNode *node)
-{
-	int			n = tpc_prepare_workers;
-
-	for (int kind = 0; kind < TPC_MAX_KINDS; kind++)
-	{
-		if (node->kinds[kind].name[0] != '\0')
-			n += node->kinds[kind].workers;
-	}
-	return Min(n, TPC_MAX_PREPARE_WORKERS);
 }
 
 /* Say once, and not while holding a lock, that workers are missing. */
@@ -319,11 +312,7 @@ report_missing_workers(void)
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("out of background worker slots for node \"%s\"",
 							node->name),
-					 errdetail("It needs %d processes.",
-							   1 + prepare_workers_of(node) + tpc_resolve_workers +
-							   (pg_atomic_read_u32(&node->wants_relay) ? 1 : 0) +
-							   (pg_atomic_read_u32(&node->wants_consumers) ?
-								tpc_consume_workers : 0)),
+					 errdetail("It needs %d processes.", node->nworkers),
 					 errhint("You might need to increase \"max_worker_processes\".")));
 		node->no_slots_logged = node->no_slots;
 	}

@@ -206,6 +206,7 @@ typedef struct TpcNode
 	TpcWorker	resolve[TPC_MAX_RESOLVE_WORKERS];
 	TpcWorker	relay;
 	TpcWorker	consume[TPC_MAX_CONSUME_WORKERS];
+	int			nworkers;		/* launcher: how many it is to have */
 	bool		no_slots;		/* launcher: the server is out of worker slots … */
 	bool		no_slots_logged;	/* … and it has said so */
 
