@@ -621,6 +621,7 @@ CREATE TABLE tpc_amqp.subscription (
 	consumer_tag text COLLATE "C" NOT NULL,
 	arguments jsonb NOT NULL,
 	prefetch integer NOT NULL,
+	workers integer NOT NULL,
 	retries integer NOT NULL,
 	backoff bigint NOT NULL,
 	backoff_max bigint NOT NULL,
@@ -658,7 +659,8 @@ CREATE TABLE tpc_amqp.failed_message (
 CREATE UNIQUE INDEX failed_message_once
 	ON tpc_amqp.failed_message (queue, message_id)
 	WHERE message_id IS NOT NULL AND state OPERATOR(pg_catalog.<>) 'dropped';
-CREATE INDEX failed_message_due ON tpc_amqp.failed_message (next_attempt_at)
+CREATE INDEX failed_message_due
+	ON tpc_amqp.failed_message (queue, next_attempt_at)
 	WHERE state OPERATOR(pg_catalog.=) 'retry';
 
 -- For the relay, which removes the oldest rows: small, and hardly a cost.
@@ -667,11 +669,12 @@ CREATE INDEX consumed_at ON tpc_amqp.consumed USING brin (consumed_at);
 CREATE FUNCTION tpc_amqp.subscribe(queue text, handler text,
 	auto_ack boolean DEFAULT false, exclusive boolean DEFAULT false,
 	consumer_tag text DEFAULT '', arguments jsonb DEFAULT '{}',
-	prefetch integer DEFAULT 10, on_error jsonb DEFAULT '{}')
+	prefetch integer DEFAULT 10, on_error jsonb DEFAULT '{}',
+	workers integer DEFAULT 0)
 RETURNS void
 AS 'MODULE_PATHNAME', 'tpc_subscribe'
 LANGUAGE C CALLED ON NULL INPUT VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb) IS
+COMMENT ON FUNCTION tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb, integer) IS
 'run a handler for each message of a queue';
 
 CREATE FUNCTION tpc_amqp.unsubscribe(queue text)
@@ -700,7 +703,7 @@ CREATE FUNCTION tpc_amqp.live_subscriptions(
 	OUT waiting integer, OUT running integer,
 	OUT processed bigint, OUT duplicates bigint, OUT failed bigint,
 	OUT retried bigint, OUT dead_lettered bigint, OUT kept bigint,
-	OUT dropped bigint, OUT rejected bigint,
+	OUT dropped bigint, OUT rejected bigint, OUT deferred bigint,
 	OUT lag bigint, OUT lag_at timestamptz,
 	OUT last_sqlstate text, OUT last_error text,
 	OUT last_error_at timestamptz)
@@ -713,10 +716,10 @@ COMMENT ON FUNCTION tpc_amqp.live_subscriptions() IS
 CREATE VIEW tpc_amqp.subscriptions AS
 	SELECT s.queue, s.handler, COALESCE(l.state, 'inactive') AS state,
 		   COALESCE(l.consumer_tag, s.consumer_tag) AS consumer_tag,
-		   s.auto_ack, s.exclusive, s.prefetch,
+		   s.auto_ack, s.exclusive, s.prefetch, s.workers,
 		   l.waiting, l.running, l.processed, l.duplicates, l.failed,
 		   l.retried, l.dead_lettered, l.kept, l.dropped, l.rejected,
-		   l.lag, l.lag_at, l.last_sqlstate, l.last_error, l.last_error_at
+		   l.deferred, l.lag, l.lag_at, l.last_sqlstate, l.last_error, l.last_error_at
 	FROM tpc_amqp.subscription s
 	LEFT JOIN tpc_amqp.live_subscriptions() l
 		ON l.generation OPERATOR(pg_catalog.=) s.generation;
@@ -734,7 +737,7 @@ CREATE VIEW tpc_amqp.failed_messages AS
 COMMENT ON VIEW tpc_amqp.failed_messages IS
 'messages whose handler failed: to be run again, kept, or dropped';
 
-REVOKE ALL ON FUNCTION tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb, integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.unsubscribe(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.retry_message(bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION tpc_amqp.drop_message(bigint) FROM PUBLIC;

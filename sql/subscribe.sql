@@ -39,18 +39,24 @@ SELECT tpc_amqp.subscribe('regress.a', 'take');
 SELECT tpc_amqp.subscribe('regress.b', 'take', true, true, 'till',
 	'{"x-priority": 5}', 3, '{"retries": 0, "backoff": "1 min 30 s",
 	"backoff_max": 3600000, "then": "dead-letter", "exchange": "",
-	"routing_key": "regress.dead"}');
+	"routing_key": "regress.dead"}', 2);
 SELECT queue, handler, auto_ack, exclusive, consumer_tag, arguments, prefetch,
+	   workers,
 	   retries, backoff, backoff_max, after_retries, dead_letter_exchange,
 	   dead_letter_routing_key
 FROM tpc_amqp.subscription ORDER BY queue;
-SELECT queue, handler, state, consumer_tag, waiting, lag
+SELECT queue, handler, state, consumer_tag, workers, waiting, deferred, lag
 FROM tpc_amqp.subscriptions ORDER BY queue;
 -- one that has a subscription is given the new one, which is another
 CREATE TEMP TABLE before AS TABLE tpc_amqp.subscription;
 SELECT tpc_amqp.subscribe('regress.a', 'run', on_error => '{"then": "drop"}');
-SELECT s.handler, s.after_retries, s.generation = before.generation
+SELECT s.handler, s.after_retries, s.workers, s.generation = before.generation
 FROM tpc_amqp.subscription s JOIN before USING (queue) ORDER BY queue;
+-- and other workers
+SELECT tpc_amqp.subscribe('regress.a', 'run', workers => 62);
+SELECT queue, workers FROM tpc_amqp.subscriptions ORDER BY queue;
+SELECT tpc_amqp.subscribe('regress.a', 'run');
+SELECT queue, workers FROM tpc_amqp.subscriptions ORDER BY queue;
 -- transactional
 BEGIN;
 SELECT tpc_amqp.unsubscribe('regress.a');
@@ -74,6 +80,10 @@ FROM (VALUES
 	($$'q', 'none'$$),
 	($$'q', 'take', prefetch => 0$$),
 	($$'q', 'take', prefetch => 65536$$),
+	($$'q', 'take', workers => -1$$),
+	($$'q', 'take', workers => 65$$),
+	($$'q', 'take', workers => 63$$),
+	($$'q', 'take', workers => NULL$$),
 	($$'q', 'take', consumer_tag => repeat('t', 256)$$),
 	($$'q', 'take', arguments => '[]'$$),
 	($$'q', 'take', on_error => '[]'$$),
@@ -113,7 +123,7 @@ SELECT pg_temp.try($$SELECT * FROM tpc_amqp.subscriptions$$);
 SELECT pg_temp.try($$SELECT * FROM tpc_amqp.failed_messages$$);
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION
-	tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb),
+	tpc_amqp.subscribe(text, text, boolean, boolean, text, jsonb, integer, jsonb, integer),
 	tpc_amqp.unsubscribe(text) TO regress_tpc_subscriber;
 SET ROLE regress_tpc_subscriber;
 SELECT pg_temp.try($$SELECT tpc_amqp.subscribe('q', 'run')$$);

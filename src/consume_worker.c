@@ -54,6 +54,7 @@
 #include "settings.h"
 #include "shmem.h"
 #include "subscription.h"
+#include "turn.h"
 #include "txn.h"
 #include "worker.h"
 
@@ -63,6 +64,10 @@
 #define BUSY_MS		500
 /* How long not to take another one if a failure could not be written down. */
 #define PAUSE_MS	1000
+/* How often to look whether to give way, once a run is not a quick one. */
+#define GIVE_WAY_MS	250
+/* When to try again while the first run of a message is not finished. */
+#define FIRST_RUN_MS	1000
 
 typedef enum RunResult
 {
@@ -70,14 +75,21 @@ typedef enum RunResult
 	RUN_DUPLICATE,				/* it had taken effect before */
 	RUN_UNSUBSCRIBED,			/* there is no subscription any more */
 	RUN_SKIPPED,				/* its row is somebody else's, or gone */
+	RUN_TOO_EARLY,				/* its first run is not finished */
+	RUN_GAVE_WAY,				/* others wait for the worker */
 	RUN_FAILED
 } RunResult;
 
 static TpcNode *node;
 static TpcWorker *self;
+static int	number;				/* of our place … */
+static TpcConsuming *consuming; /* … and what we are at */
 static dsa_pointer current_item = InvalidDsaPointer;	/* to be handed back */
 static TpcSettlement current_how;	/* … if this process ends now */
-static uint64 running_id = 0;	/* subscription we count as running for */
+static bool has_item = false;	/* the run is one of a message in memory */
+static bool noting = false;		/* waiting for the first run of a message */
+static TimeoutId give_way_timeout;
+static volatile sig_atomic_t gives_way = false;
 static MemoryContext job_context = NULL;	/* reset per message */
 static uint32 wait_event_main = 0;
 
@@ -146,38 +158,34 @@ read_item(const TpcConsumedHead *head, const char *queue)
 static TpcMessageIn *
 take_item(bool *auto_ack, bool *other)
 {
-	dsa_pointer p = tpc_queue_pop(node, &node->consumed);
 	TpcItem    *item;
 	TpcConsumedHead head;
 	TpcSubscription *sub;
 	bool		wanted = false;
-	bool		stale;
 	char		queue[TPC_NAME_SIZE] = "";
 
-	*other = DsaPointerIsValid(p);
-	if (!DsaPointerIsValid(p))
-		return NULL;
-	current_item = p;
-	current_how = TPC_SETTLE_REQUEUE;
-	item = dsa_get_address(tpc_area(), p);
-	memcpy(&head, item->body, sizeof(head));
-
-	/* of a connection or channel that is gone: it is delivered again */
-	stale = node->link != TPC_LINK_UP ||
-		item->epoch != pg_atomic_read_u32(&node->epoch);
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
-	sub = tpc_subscription_find(node, head.subscription);
+	sub = tpc_turn_pick(node, number);
 	if (sub != NULL)
+		current_item = tpc_queue_pop(node, &sub->items);
+	*other = DsaPointerIsValid(current_item);
+	if (*other)
 	{
-		sub->waiting--;
-		wanted = sub->wanted && !stale && sub->opened == head.opened;
+		current_how = TPC_SETTLE_REQUEUE;
+		item = dsa_get_address(tpc_area(), current_item);
+		memcpy(&head, item->body, sizeof(head));
+		/* of a connection or channel that is gone: it is delivered again */
+		wanted = node->link == TPC_LINK_UP &&
+			item->epoch == pg_atomic_read_u32(&node->epoch) &&
+			sub->opened == head.opened;
 		*auto_ack = sub->auto_ack;
 		strlcpy(queue, sub->name, sizeof(queue));
-		if (wanted)
-		{
-			sub->running++;
-			running_id = sub->id;
-		}
+	}
+	if (wanted)
+	{
+		sub->running++;
+		has_item = true;
+		tpc_turn_begin(node, number, sub);
 	}
 	LWLockRelease(&node->subscriptions_lock);
 	if (!wanted)
@@ -194,14 +202,17 @@ stop_running(void)
 {
 	TpcSubscription *sub;
 
-	if (running_id == 0)
-		return;
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
-	sub = tpc_subscription_find(node, running_id);
-	if (sub != NULL)
-		sub->running--;
+	if (has_item)
+	{
+		sub = tpc_subscription_find(node, consuming->subscription);
+		if (sub != NULL)
+			sub->running--;
+	}
+	tpc_turn_end(node, number, gives_way);
 	LWLockRelease(&node->subscriptions_lock);
-	running_id = 0;
+	has_item = false;
+	gives_way = false;
 }
 
 /*
@@ -349,6 +360,38 @@ make_argument(const TpcMessageIn *m, const char *consumer_tag)
  *-------------------------------------------------------------------------
  */
 
+/* In the signal handler: cancel the run, if it is to give way to others. */
+static void
+look_whether_to_give_way(void)
+{
+	if (pg_atomic_read_u32(&consuming->give_way) != consuming->serial)
+		return;
+	gives_way = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+/* Bound a run, and let it be cancelled in favour of others. */
+static void
+begin_timeouts(void)
+{
+	if (tpc_consume_timeout > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, tpc_consume_timeout);
+	if (!tpc_turn_is_own(number))
+		enable_timeout_every(give_way_timeout,
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														 TPC_TURN_QUICK_MS),
+							 GIVE_WAY_MS);
+}
+
+static void
+end_timeouts(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	disable_timeout(give_way_timeout, false);
+}
+
 /*
  * The handler, its role and the consumer tag of a queue's subscription, in the
  * caller's context; false if there is none.
@@ -393,6 +436,15 @@ await_known(void)
 		(void) tpc_worker_await_standbys();
 }
 
+/* The end of a transaction that runs no handler. */
+static RunResult
+end_unrun(RunResult result)
+{
+	end_timeouts();
+	tpc_worker_end();
+	return result;
+}
+
 /*
  * run: steps S2 and S3, one transaction.  Raises what the handler raises, and
  * whatever else makes it fail, before the commit.
@@ -418,27 +470,30 @@ run(const TpcMessageIn *m)
 	ResetTempTableNamespace();
 
 	if (!read_subscription(m->queue, &handler, &run_as, &consumer_tag))
-	{
-		tpc_worker_end();
-		return RUN_UNSUBSCRIBED;
-	}
+		return end_unrun(RUN_UNSUBSCRIBED);
 	if (m->failed_id != 0 && !tpc_failed_lock(m))
+		return end_unrun(RUN_SKIPPED);
+	begin_timeouts();
+	if (m->message_id != NULL)
 	{
-		tpc_worker_end();
-		return RUN_SKIPPED;
-	}
-	if (m->message_id != NULL && !tpc_consumed_note(m->queue, m->message_id))
-	{
-		if (m->failed_id != 0)
-			tpc_failed_remove(m->failed_id);
-		await_known();
-		tpc_txn_make_synchronous();
-		tpc_worker_end();
-		return RUN_DUPLICATE;
+		bool		first;
+
+		if (tpc_consumed_in_progress(m->queue, m->message_id))
+			return end_unrun(RUN_TOO_EARLY);
+		noting = true;
+		first = tpc_consumed_note(m->queue, m->message_id);
+		noting = false;
+		if (!first)
+		{
+			end_timeouts();
+			if (m->failed_id != 0)
+				tpc_failed_remove(m->failed_id);
+			await_known();
+			tpc_txn_make_synchronous();
+			return end_unrun(RUN_DUPLICATE);
+		}
 	}
 
-	if (tpc_consume_timeout > 0)
-		enable_timeout_after(STATEMENT_TIMEOUT, tpc_consume_timeout);
 	snprintf(activity, sizeof(activity), "handler %s for queue %s",
 			 handler, m->queue);
 	pgstat_report_activity(STATE_RUNNING, activity);
@@ -453,7 +508,7 @@ run(const TpcMessageIn *m)
 	CommandCounterIncrement();
 	tpc_handler_end(running_as);
 	SetUserIdAndSecContext(save_userid, save_sec_context);
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	end_timeouts();
 	CHECK_FOR_INTERRUPTS();
 
 	if (m->failed_id != 0)
@@ -465,18 +520,34 @@ run(const TpcMessageIn *m)
 	return RUN_DONE;
 }
 
-/* What PG_CATCH does with an error that ends a transaction of ours. */
+/*
+ * Whether an error of a run only says to run the message later: it was not its
+ * handler's fault.
+ */
+static bool
+is_put_off(const ErrorData *edata)
+{
+	return (noting && (edata->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+					   edata->sqlerrcode == ERRCODE_QUERY_CANCELED)) ||
+		(gives_way && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
+}
+
+/*
+ * What PG_CATCH does with an error that ends a transaction of ours.  It is
+ * logged, unless it says only that a run is put off.
+ */
 static ErrorData *
 end_failed(Oid userid, int sec_context)
 {
 	ErrorData  *edata;
 
 	HOLD_INTERRUPTS();
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	end_timeouts();
 	QueryCancelPending = false;
 	MemoryContextSwitchTo(job_context);
 	edata = CopyErrorData();
-	EmitErrorReport();
+	if (!is_put_off(edata))
+		EmitErrorReport();
 	FlushErrorState();
 	AbortOutOfAnyTransaction();
 	LWLockReleaseAll();
@@ -494,6 +565,7 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 	int			sec_context;
 	volatile bool ok = false;
 	volatile TpcFailedState state = TPC_FAILED_KNOWN;
+	int64		delay = 0;
 	bool		final;
 
 	GetUserIdAndSecContext(&userid, &sec_context);
@@ -506,7 +578,7 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
-		state = tpc_failed_note(m, edata);
+		state = tpc_failed_note(m, edata, &delay);
 		if (state == TPC_FAILED_KNOWN)
 			await_known();
 		tpc_txn_make_synchronous();
@@ -527,15 +599,20 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 	PG_END_TRY();
 	MemoryContextSwitchTo(job_context);
 	if (ok && state == TPC_FAILED_RETRY)
-		tpc_retry_at(node, 0);
+		tpc_subscription_retry_at(node, m->queue,
+								  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+															  delay));
 	else if (ok && state != TPC_FAILED_KNOWN)
 		tpc_subscription_count(node, m->queue, tpc_failed_counter(state));
 	return ok;
 }
 
-/* Step S5 of a message that has been delivered before. */
+/*
+ * Step S5 of a message that is to be run later, without anything having
+ * failed: one that has been delivered before, or whose run was put off.
+ */
 static bool
-receive(const TpcMessageIn *m)
+put_away(const TpcMessageIn *m, int64 delay)
 {
 	Oid			userid;
 	int			sec_context;
@@ -547,7 +624,7 @@ receive(const TpcMessageIn *m)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
-		if (!tpc_failed_receive(m))
+		if (!tpc_failed_put_away(m, delay))
 			await_known();
 		tpc_txn_make_synchronous();
 		tpc_worker_end();
@@ -565,7 +642,9 @@ receive(const TpcMessageIn *m)
 	PG_END_TRY();
 	MemoryContextSwitchTo(job_context);
 	if (ok)
-		tpc_retry_at(node, 0);
+		tpc_subscription_retry_at(node, m->queue,
+								  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+															  delay));
 	return ok;
 }
 
@@ -602,9 +681,24 @@ try_run(const TpcMessageIn *m, ErrorData **edata)
 	PG_CATCH();
 	{
 		error = end_failed(userid, sec_context);
-		explain_cancel(error, started);
+		if (!is_put_off(error))
+			explain_cancel(error, started);
+		else if (gives_way)
+		{
+			result = RUN_GAVE_WAY;
+			ereport(LOG,
+					(errmsg("the handler of queue \"%s\" gives way to other subscriptions",
+							m->queue),
+					 errdetail("It had been running for %ld ms.",
+							   TimestampDifferenceMilliseconds(started,
+															   GetCurrentTimestamp())),
+					 errhint("Subscribe it with workers of its own.")));
+		}
+		else
+			result = RUN_TOO_EARLY;
 	}
 	PG_END_TRY();
+	noting = false;
 	MemoryContextSwitchTo(job_context);
 	/* Advisory locks of the session are not to be left to other handlers. */
 	LockReleaseAll(USER_LOCKMETHOD, true);
@@ -612,6 +706,8 @@ try_run(const TpcMessageIn *m, ErrorData **edata)
 		tpc_subscription_count(node, m->queue, TPC_SUB_PROCESSED);
 	else if (result == RUN_DUPLICATE)
 		tpc_subscription_count(node, m->queue, TPC_SUB_DUPLICATES);
+	else if (result == RUN_GAVE_WAY || result == RUN_TOO_EARLY)
+		tpc_subscription_count(node, m->queue, TPC_SUB_DEFERRED);
 	*edata = error;
 	return result;
 }
@@ -625,6 +721,27 @@ pause_work(void)
 									"TpcAmqpConsumeWorker"));
 }
 
+/* Run it, and write down what comes of it; false if that is impossible. */
+static bool
+deal_with(const TpcMessageIn *m)
+{
+	ErrorData  *edata;
+
+	switch (try_run(m, &edata))
+	{
+		case RUN_UNSUBSCRIBED:
+			return false;
+		case RUN_FAILED:
+			return note_failure(m, edata);
+		case RUN_GAVE_WAY:
+			return put_away(m, 0);
+		case RUN_TOO_EARLY:
+			return put_away(m, FIRST_RUN_MS);
+		default:
+			return true;
+	}
+}
+
 /* Work on what has arrived; false if there is nothing. */
 static bool
 work_on_arrived(void)
@@ -632,29 +749,13 @@ work_on_arrived(void)
 	bool		auto_ack = false;
 	bool		other;
 	TpcMessageIn *m = take_item(&auto_ack, &other);
-	ErrorData  *edata;
-	bool		dealt_with = true;
+	bool		dealt_with;
 
 	if (m == NULL)
 		return other;
 	if (auto_ack)
 		settle(TPC_SETTLE_ACK);
-	if (m->redelivered)
-		dealt_with = receive(m);
-	else
-	{
-		switch (try_run(m, &edata))
-		{
-			case RUN_UNSUBSCRIBED:
-				dealt_with = false;
-				break;
-			case RUN_FAILED:
-				dealt_with = note_failure(m, edata);
-				break;
-			default:
-				break;
-		}
-	}
+	dealt_with = m->redelivered ? put_away(m, 0) : deal_with(m);
 	stop_running();
 	if (!dealt_with)
 		pause_work();
@@ -664,12 +765,105 @@ work_on_arrived(void)
 	return true;
 }
 
+/* Whether this worker may run what is due of a queue now. */
+static bool
+may_run_due(const char *queue)
+{
+	TpcSubscription *sub;
+	bool		may;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
+	sub = tpc_subscription_find_queue(node, queue);
+	if (sub != NULL)
+		may = tpc_turn_may_run(node, number, sub, GetCurrentTimestamp());
+	else
+		may = !tpc_turn_is_own(number);
+	LWLockRelease(&node->subscriptions_lock);
+	return may;
+}
+
+/* Remember when something of each queue is due, as the table says. */
+static void
+note_due(const TpcDue *due, int n)
+{
+	dsa_pointer p;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	for (p = node->subscriptions; DsaPointerIsValid(p);)
+	{
+		TpcSubscription *sub = dsa_get_address(tpc_area(), p);
+
+		sub->retry_at = DT_NOEND;
+		for (int i = 0; i < n; i++)
+		{
+			if (sub->wanted && strcmp(sub->name, due[i].queue) == 0)
+				sub->retry_at = due[i].at;
+		}
+		p = sub->next;
+	}
+	LWLockRelease(&node->subscriptions_lock);
+}
+
+/* What is due of this queue is being run by others. */
+static void
+note_busy(const char *queue)
+{
+	TpcSubscription *sub;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	sub = tpc_subscription_find_queue(node, queue);
+	if (sub != NULL)
+		sub->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													BUSY_MS);
+	LWLockRelease(&node->subscriptions_lock);
+}
+
+/* We run one that is due. */
+static void
+start_running(const char *queue)
+{
+	TpcSubscription *sub;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	sub = tpc_subscription_find_queue(node, queue);
+	if (sub != NULL)
+		tpc_turn_begin(node, number, sub);
+	LWLockRelease(&node->subscriptions_lock);
+}
+
+/*
+ * Take one that is due, of the queue that has waited longest of those that are
+ * ours to run.
+ */
+static TpcMessageIn *
+take_longest_due(bool *other)
+{
+	TpcDue	   *due;
+	int			n;
+	TpcMessageIn *m = NULL;
+
+	*other = false;
+	if (!tpc_relation_exists("failed_message"))
+		return NULL;
+	due = tpc_failed_due(&n);
+	note_due(due, n);
+	for (int i = 0; i < n && m == NULL && !*other; i++)
+	{
+		if (due[i].at > GetCurrentTimestamp() || !may_run_due(due[i].queue))
+			continue;
+		m = tpc_failed_take_due(node, self, due[i].queue,
+								tpc_turn_is_own(number), other);
+		if (m == NULL && !*other)
+			note_busy(due[i].queue);
+	}
+	return m;
+}
+
 /* Step S6: count a run of one that is due; NULL if there is none. */
 static TpcMessageIn *
 take_due(bool *other)
 {
 	TpcMessageIn *volatile m = NULL;
-	TimestampTz due;
 	uint64		known = pg_atomic_read_u64(&node->retry_at);
 	Oid			userid;
 	int			sec_context;
@@ -680,21 +874,13 @@ take_due(bool *other)
 	{
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
-		if (tpc_relation_exists("failed_message"))
-			m = tpc_failed_take_due(node, self, other);
-		if (m == NULL && !*other)
-		{
-			due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS);
-			if (tpc_relation_exists("failed_message"))
-				due = Min(due, tpc_failed_next_due());
-			/* one being run by another is due, and not for us */
-			if (due <= GetCurrentTimestamp())
-				due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-												  BUSY_MS);
+		m = take_longest_due(other);
+		/* what is due of a queue without a subscription is looked for here */
+		if (!*other)
 			(void) pg_atomic_compare_exchange_u64(&node->retry_at, &known,
-												  (uint64) due);
-		}
-		else
+												  (uint64) TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+																					   LOOK_MS));
+		if (m != NULL || *other)
 		{
 			tpc_txn_make_synchronous();
 			TPC_FAILPOINT("S6.before");
@@ -715,24 +901,35 @@ take_due(bool *other)
 	return m;
 }
 
+/* When to look for what is due. */
+static TimestampTz
+due_at(void)
+{
+	TimestampTz due;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
+	due = tpc_turn_due(node, number);
+	LWLockRelease(&node->subscriptions_lock);
+	return due;
+}
+
 /* Work on what is due again; false if there is nothing. */
 static bool
 work_on_due(void)
 {
 	TpcMessageIn *m;
-	ErrorData  *edata;
 	bool		other;
 
-	if ((TimestampTz) pg_atomic_read_u64(&node->retry_at) >
-		GetCurrentTimestamp())
+	if (due_at() > GetCurrentTimestamp())
 		return false;
 	m = take_due(&other);
 	if (m != NULL)
 	{
+		start_running(m->queue);
 		if (m->attempt > 1)
 			tpc_subscription_count(node, m->queue, TPC_SUB_RETRIED);
-		if (try_run(m, &edata) == RUN_FAILED)
-			(void) note_failure(m, edata);
+		(void) deal_with(m);
+		stop_running();
 		other = true;
 	}
 	pg_atomic_write_u64(&self->retrying, 0);
@@ -741,8 +938,10 @@ work_on_due(void)
 
 /* Whether this worker is one too many. */
 static bool
-unwanted(int number)
+unwanted(void)
 {
+	if (tpc_turn_is_own(number))
+		return consuming->assigned == 0;
 	return number >= tpc_consume_workers ||
 		pg_atomic_read_u32(&node->wants_consumers) == 0;
 }
@@ -750,14 +949,19 @@ unwanted(int number)
 static bool
 item_waiting(void)
 {
-	return node->consumed.count > 0;
+	bool		waiting;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
+	waiting = tpc_turn_pick(node, number) != NULL;
+	LWLockRelease(&node->subscriptions_lock);
+	return waiting || unwanted();
 }
 
 static long
 wait_ms(void)
 {
-	TimestampTz due = (TimestampTz) pg_atomic_read_u64(&node->retry_at);
-	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), due);
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+													 due_at());
 
 	return Max(1, Min(ms, LOOK_MS));
 }
@@ -765,12 +969,12 @@ wait_ms(void)
 void
 tpc_consume_worker_main(Datum arg)
 {
-	int			number;
-
 	node = tpc_worker_attach(arg, &number, &self);
+	consuming = &node->consuming[number];
 	/* before connecting, so that it runs after the transaction's end */
 	before_shmem_exit(settle_at_exit, (Datum) 0);
 	tpc_worker_connect(node, true);
+	give_way_timeout = RegisterTimeout(USER_TIMEOUT, look_whether_to_give_way);
 	job_context = AllocSetContextCreate(TopMemoryContext,
 										"tpc_amqp message",
 										ALLOCSET_DEFAULT_SIZES);
@@ -783,7 +987,7 @@ tpc_consume_worker_main(Datum arg)
 		ResetLatch(MyLatch);
 		while (busy)
 		{
-			if (tpc_worker_should_exit(node) || unwanted(number))
+			if (tpc_worker_should_exit(node) || unwanted())
 				proc_exit(0);
 			QueryCancelPending = false;
 			CHECK_FOR_INTERRUPTS();

@@ -12,10 +12,14 @@
  */
 #include "postgres.h"
 
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 
 #include "consumed.h"
 #include "properties.h"
@@ -59,6 +63,30 @@ tpc_consumed_message_id(const char *properties, size_t len)
 		id_len == 0)
 		return NULL;
 	return tpc_consumed_text(id, id_len);
+}
+
+/*
+ * tpc_consumed_in_progress: whether a transaction that is not finished has
+ * noted that the message takes effect, so that tpc_consumed_note() would wait
+ * for it.
+ */
+bool
+tpc_consumed_in_progress(const char *queue, const char *message_id)
+{
+	Relation	rel = tpc_relation_open("consumed", AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ScanKeyData keys[2];
+	bool		result;
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(queue));
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(message_id));
+	result = tpc_relation_probe(rel, "consumed_pkey", keys, 2, slot) ==
+		TPC_ROW_IN_PROGRESS;
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return result;
 }
 
 /*

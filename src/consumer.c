@@ -4,8 +4,8 @@
  *	  The messenger's part of subscriptions: consume, hand out, acknowledge.
  *
  * Each subscription has a channel of its own, for the broker refuses a
- * consumer by closing its channel.  A delivery becomes an item that any
- * consume worker may take (step S1); the worker hands the same item back with
+ * consumer by closing its channel.  A delivery becomes an item, which a consume
+ * worker takes (step S1; turn.c); the worker hands the same item back with
  * what is to become of the delivery (step S4), so that this cannot fail for
  * want of memory.
  *
@@ -28,6 +28,7 @@
 #include "failpoint.h"
 #include "settings.h"
 #include "subscription.h"
+#include "turn.h"
 
 /* A refused consumer is tried again after this time, then twice as late … */
 #define RETRY_MIN_MS	500
@@ -38,6 +39,8 @@
 #define HOLD_MS			1000
 /* Share of the area that messages may take. */
 #define AREA_SHARE		4
+/* How often to look whether somebody waits for workers. */
+#define TURN_MS			250
 
 typedef enum ConsumerState
 {
@@ -65,6 +68,7 @@ typedef struct Consumer
 	uint16		channel;		/* 0: none */
 	uint64		opened;			/* serial: numbers are used again */
 	int			unsettled;		/* deliveries of this channel in items */
+	int			new_items;		/* consume workers to be woken */
 	TimestampTz next_attempt;
 	int			backoff_ms;
 	bool		measuring;		/* asked, not answered yet */
@@ -78,7 +82,7 @@ static List *consumers = NIL;
 static uint32 listed_seen = 0;
 static uint32 epoch = 0;		/* of the present connection */
 static uint64 channels_opened = 0;
-static int	new_items = 0;		/* consume workers to be woken */
+static TimestampTz turns_at = 0;	/* somebody who waits was looked for */
 
 static TpcSlice
 slice_of(const char *text, size_t len)
@@ -101,10 +105,49 @@ set_state(TpcNode *node, Consumer *c, TpcSubscriptionState state)
 	LWLockRelease(&node->subscriptions_lock);
 }
 
+/* Tell the broker what becomes of a delivery, and free its item: step S4. */
+static void
+settle(TpcNode *node, TpcBroker *broker, dsa_pointer p, TpcSettlement how)
+{
+	TpcItem    *item = dsa_get_address(tpc_area(), p);
+	TpcConsumedHead head;
+	ListCell   *lc;
+
+	memcpy(&head, item->body, sizeof(head));
+	pg_atomic_fetch_sub_u64(&node->consumed_bytes, item->len);
+	if (broker != NULL && item->epoch == epoch)
+	{
+		foreach(lc, consumers)
+		{
+			Consumer   *c = lfirst(lc);
+
+			if (c->state == CONSUMER_NONE || c->opened != head.opened)
+				continue;
+			TPC_FAILPOINT("S4.before");
+			(void) tpc_channel_settle(broker, c->channel, item->delivery_tag,
+									  false, how);
+			c->unsettled--;
+			TPC_FAILPOINT("S4.after");
+		}
+	}
+	dsa_free(tpc_area(), p);
+}
+
+/* What no worker has taken goes back, or is dropped with its channel. */
+static void
+take_back(TpcNode *node, TpcBroker *broker, Consumer *c)
+{
+	dsa_pointer p;
+
+	while (DsaPointerIsValid(p = tpc_queue_pop(node, &c->sub->items)))
+		settle(node, broker, p, TPC_SETTLE_REQUEUE);
+}
+
 /* The channel is gone, and whatever was under way in it. */
 static void
-reset(Consumer *c)
+reset(TpcNode *node, Consumer *c)
 {
+	take_back(node, NULL, c);
 	c->state = CONSUMER_NONE;
 	c->channel = 0;
 	c->unsettled = 0;
@@ -125,7 +168,7 @@ schedule(Consumer *c)
 static void
 refused(TpcNode *node, Consumer *c, int sqlstate, const char *text)
 {
-	reset(c);
+	reset(node, c);
 	schedule(c);
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
 	c->sub->state = TPC_SUBSCRIPTION_REFUSED;
@@ -246,13 +289,10 @@ take_message(TpcNode *node, TpcBroker *broker, Consumer *c,
 	if (event->body.len > 0)
 		memcpy(to, event->body.ptr, event->body.len);
 
-	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
-	c->sub->waiting++;
-	LWLockRelease(&node->subscriptions_lock);
 	pg_atomic_fetch_add_u64(&node->consumed_bytes, len);
 	c->unsettled++;
-	tpc_queue_push(node, &node->consumed, p);
-	new_items++;
+	tpc_queue_push(node, &c->sub->items, p);
+	c->new_items++;
 	TPC_FAILPOINT("S1.after");
 }
 
@@ -310,7 +350,7 @@ take(TpcChannelOwner *owner, TpcNode *node, TpcBroker *broker,
 	}
 }
 
-/* What workers have done with deliveries: step S4. */
+/* What workers have done with deliveries. */
 static void
 serve_settled(TpcNode *node, TpcBroker *broker)
 {
@@ -320,27 +360,9 @@ serve_settled(TpcNode *node, TpcBroker *broker)
 	{
 		TpcItem    *item = dsa_get_address(tpc_area(), p);
 		TpcConsumedHead head;
-		ListCell   *lc;
 
 		memcpy(&head, item->body, sizeof(head));
-		pg_atomic_fetch_sub_u64(&node->consumed_bytes, item->len);
-		if (broker != NULL && item->epoch == epoch)
-		{
-			foreach(lc, consumers)
-			{
-				Consumer   *c = lfirst(lc);
-
-				if (c->state == CONSUMER_NONE ||
-					c->opened != head.opened)
-					continue;
-				TPC_FAILPOINT("S4.before");
-				(void) tpc_channel_settle(broker, c->channel,
-										  item->delivery_tag, false, head.how);
-				c->unsettled--;
-				TPC_FAILPOINT("S4.after");
-			}
-		}
-		dsa_free(tpc_area(), p);
+		settle(node, broker, p, head.how);
 	}
 }
 
@@ -435,7 +457,7 @@ measure(TpcBroker *broker, Consumer *c)
 
 /* Towards its end; true if it has come. */
 static bool
-wind_up(TpcBroker *broker, Consumer *c)
+wind_up(TpcNode *node, TpcBroker *broker, Consumer *c)
 {
 	if (c->state == CONSUMER_ASKED || c->state == CONSUMER_ACTIVE)
 	{
@@ -452,7 +474,7 @@ wind_up(TpcBroker *broker, Consumer *c)
 	{
 		/* what is held back goes back with it */
 		tpc_channel_close(broker, c->channel);
-		reset(c);
+		reset(node, c);
 	}
 	return c->state == CONSUMER_NONE;
 }
@@ -497,7 +519,7 @@ lost(TpcNode *node, const TpcBrokerError *error)
 	{
 		Consumer   *c = lfirst(lc);
 
-		reset(c);
+		reset(node, c);
 		set_state(node, c, c->wanted ? TPC_SUBSCRIPTION_CONNECTING :
 				  TPC_SUBSCRIPTION_ENDING);
 	}
@@ -509,20 +531,31 @@ serve(TpcNode *node, TpcBroker *broker, bool blocked)
 	ListCell   *lc;
 	TimestampTz now;
 
-	for (; new_items > 0; new_items--)
-		tpc_wake_consumer(node);
+	foreach(lc, consumers)
+	{
+		Consumer   *c = lfirst(lc);
+
+		for (; c->new_items > 0; c->new_items--)
+			tpc_wake_consumer(node, c->sub->workers > 0 ? c->id : 0);
+	}
 	follow(node);
 	serve_settled(node, broker);
 	if (consumers == NIL)
 		return;
 	now = GetCurrentTimestamp();
+	if (TimestampDifferenceExceeds(turns_at, now, TURN_MS))
+	{
+		tpc_turn_look_after(node);
+		turns_at = now;
+	}
 	foreach(lc, consumers)
 	{
 		Consumer   *c = lfirst(lc);
 
 		if (!c->wanted)
 		{
-			if (broker != NULL ? !wind_up(broker, c) :
+			take_back(node, broker, c);
+			if (broker != NULL ? !wind_up(node, broker, c) :
 				c->state != CONSUMER_NONE)
 				continue;
 			LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);

@@ -41,6 +41,7 @@
 typedef struct Policy
 {
 	int			retries;
+	int			workers;
 	int64		backoff;
 	int64		backoff_max;
 	char	   *after;
@@ -95,7 +96,7 @@ read_policy(const char *queue, Policy *policy)
 	Datum		values[] = {CStringGetTextDatum(queue)};
 
 	tpc_spi_execute("SELECT retries, backoff, backoff_max, after_retries,"
-					" dead_letter_exchange, dead_letter_routing_key"
+					" dead_letter_exchange, dead_letter_routing_key, workers"
 					" FROM tpc_amqp.subscription"
 					" WHERE queue OPERATOR(pg_catalog.=) $1",
 					1, types, values, NULL, false, SPI_OK_SELECT);
@@ -107,6 +108,7 @@ read_policy(const char *queue, Policy *policy)
 	policy->after = column_text(4);
 	policy->exchange = column_text(5);
 	policy->routing_key = column_text(6);
+	policy->workers = (int) column_int(7);
 	return true;
 }
 
@@ -329,36 +331,57 @@ dead_letter(const TpcMessageIn *m, const Policy *policy,
 }
 
 /*
- * tpc_failed_receive: step S5 of a message that has been delivered before: it
- * may have ended the server, so its runs are to be counted.  False if it has a
- * row already.
+ * tpc_failed_put_away: step S5 of a message that is to be run later, though
+ * nothing has failed: one that has been delivered before may have ended the
+ * server, so that its runs are to be counted; the run of another one was put
+ * off, and does not count.  False if it has a row that is not for this run to
+ * change.
  */
 bool
-tpc_failed_receive(const TpcMessageIn *message)
+tpc_failed_put_away(const TpcMessageIn *message, int64 delay_ms)
 {
-	bool		inserted;
+	Oid			types[] = {INT8OID, INT4OID, FLOAT8OID};
+	Datum		values[] = {Int64GetDatum(message->failed_id),
+	Int32GetDatum(message->attempt), Float8GetDatum(delay_ms / 1000.0)};
 
-	SPI_connect();
-	inserted = insert(message, "retry", 0, 0, NULL);
-	SPI_finish();
-	return inserted;
+	if (message->failed_id == 0)
+	{
+		bool		inserted;
+
+		SPI_connect();
+		inserted = insert(message, "retry", 0, delay_ms, NULL);
+		SPI_finish();
+		return inserted;
+	}
+	return tpc_spi_run("UPDATE tpc_amqp.failed_message SET"
+					   " attempts = attempts OPERATOR(pg_catalog.-) 1,"
+					   " next_attempt_at = pg_catalog.clock_timestamp()"
+					   "  OPERATOR(pg_catalog.+)"
+					   "  pg_catalog.make_interval(secs => $3)"
+					   " WHERE id OPERATOR(pg_catalog.=) $1"
+					   "  AND attempts OPERATOR(pg_catalog.=) $2"
+					   "  AND state OPERATOR(pg_catalog.=) 'retry'",
+					   lengthof(types), types, values, NULL, false,
+					   SPI_OK_UPDATE) > 0;
 }
 
 /*
  * tpc_failed_note: step S5: a run of a message has failed; put away what there
  * is to try again, or do what its subscription says for the last time (S7).
+ * Of one to be tried again, *delay_ms says when.
  * TPC_FAILED_KNOWN if that is not for this run to say: its row was there, or
  * somebody has dropped it, or had it run anew, since.
  */
 TpcFailedState
-tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
+tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata,
+				int64 *delay_ms)
 {
 	Policy		policy;
 	const char *state = "kept";
 	TpcFailedState result = TPC_FAILED_KEPT;
-	int64		delay = 0;
 	ErrorData	shown = *edata;
 
+	*delay_ms = 0;
 	if (message->failed_id != 0 && !tpc_failed_lock(message))
 		return TPC_FAILED_KNOWN;
 	SPI_connect();
@@ -368,7 +391,7 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 	{
 		state = "retry";
 		result = TPC_FAILED_RETRY;
-		delay = backoff_ms(&policy, message->attempt);
+		*delay_ms = backoff_ms(&policy, message->attempt);
 	}
 	else if (strcmp(policy.after, "drop") == 0)
 	{
@@ -391,8 +414,8 @@ tpc_failed_note(const TpcMessageIn *message, const ErrorData *edata)
 			tpc_failed_remove(message->failed_id);
 	}
 	else if (message->failed_id != 0)
-		update(message, state, delay, &shown);
-	else if (!insert(message, state, message->attempt, delay, &shown))
+		update(message, state, *delay_ms, &shown);
+	else if (!insert(message, state, message->attempt, *delay_ms, &shown))
 		result = TPC_FAILED_KNOWN;
 	SPI_finish();
 	return result;
@@ -431,25 +454,29 @@ rows_in_hand(TpcNode *node)
 }
 
 /*
- * tpc_failed_take_due: step S6: a message that is due for another run, counted
- * as begun, which the caller commits; in the caller's context.  NULL if there
- * is none to run: *other then says whether one was put away, so that there may
- * be more.  self is the caller's place, which says what it has in hand; the
- * caller clears that.
+ * tpc_failed_take_due: step S6: a message of this queue that is due for another
+ * run, counted as begun, which the caller commits; in the caller's context.
+ * NULL if there is none to run, or its subscription has just been given workers
+ * of its own, or lost them: *other then says whether one was put away, so that
+ * there may be more.  self is the caller's place, which says what it has in
+ * hand; the caller clears that.
  */
 TpcMessageIn *
-tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
+tpc_failed_take_due(TpcNode *node, TpcWorker *self, const char *queue,
+					bool own_worker, bool *other)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TpcMessageIn *m = NULL;
 	Policy		policy;
 	Oid			types[] = {INT8OID, FLOAT8OID};
-	Oid			hand_types[] = {INT8ARRAYOID};
+	Oid			due_types[] = {INT8ARRAYOID, TEXTOID};
 	Datum		values[2];
+	int64		delay;
 
 	*other = false;
 	SPI_connect();
 	values[0] = rows_in_hand(node);
+	values[1] = CStringGetTextDatum(queue);
 	tpc_spi_execute("SELECT id, queue, message_id, exchange, routing_key,"
 					" CASE WHEN redelivered THEN 1 ELSE 0 END,"
 					" properties, body, attempts, sqlstate, error, detail"
@@ -458,9 +485,10 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 					"  AND next_attempt_at OPERATOR(pg_catalog.<=)"
 					"   pg_catalog.clock_timestamp()"
 					"  AND id OPERATOR(pg_catalog.<>) ALL ($1)"
+					"  AND queue OPERATOR(pg_catalog.=) $2"
 					" ORDER BY next_attempt_at LIMIT 1"
 					" FOR UPDATE SKIP LOCKED",
-					1, hand_types, values, NULL, false, SPI_OK_SELECT);
+					2, due_types, values, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		MemoryContext spi = MemoryContextSwitchTo(caller);
@@ -497,12 +525,14 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, bool *other)
 			update(m, "kept", 0, NULL);
 			*other = true;
 		}
+		else if ((policy.workers > 0) != own_worker)
+			m = NULL;
 		else if (m->attempt > policy.retries)
 		{
 			/* its last run did not end, not even in an error */
 			TpcFailedState state;
 
-			state = tpc_failed_note(m, &last);
+			state = tpc_failed_note(m, &last, &delay);
 			tpc_subscription_count(node, m->queue,
 								   tpc_failed_counter(state));
 			*other = true;
@@ -551,23 +581,47 @@ tpc_failed_lock(const TpcMessageIn *message)
 					   2, types, values, NULL, false, SPI_OK_SELECT) > 0;
 }
 
-/* When the first one is due; DT_NOEND if there is none. */
-TimestampTz
-tpc_failed_next_due(void)
+/*
+ * tpc_failed_due: per queue, when the first message is due for another run, in
+ * this order; in the caller's context.  However many there are, it reads one
+ * per queue.
+ */
+TpcDue *
+tpc_failed_due(int *n)
 {
-	TimestampTz due = DT_NOEND;
+	MemoryContext caller = CurrentMemoryContext;
+	TpcDue	   *due;
 	bool		isnull;
-	Datum		value;
 
 	SPI_connect();
-	tpc_spi_execute("SELECT pg_catalog.min(next_attempt_at)"
-					" FROM tpc_amqp.failed_message"
-					" WHERE state OPERATOR(pg_catalog.=) 'retry'",
+	tpc_spi_execute("WITH RECURSIVE q (queue) AS ("
+					" SELECT pg_catalog.min(queue)"
+					"  FROM tpc_amqp.failed_message"
+					"  WHERE state OPERATOR(pg_catalog.=) 'retry'"
+					" UNION ALL"
+					" SELECT (SELECT pg_catalog.min(f.queue)"
+					"   FROM tpc_amqp.failed_message f"
+					"   WHERE f.state OPERATOR(pg_catalog.=) 'retry'"
+					"    AND f.queue OPERATOR(pg_catalog.>) q.queue)"
+					"  FROM q WHERE q.queue IS NOT NULL)"
+					" SELECT queue, (SELECT pg_catalog.min(f.next_attempt_at)"
+					"   FROM tpc_amqp.failed_message f"
+					"   WHERE f.state OPERATOR(pg_catalog.=) 'retry'"
+					"    AND f.queue OPERATOR(pg_catalog.=) q.queue) AS due"
+					" FROM q WHERE queue IS NOT NULL ORDER BY due",
 					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
-	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						  &isnull);
-	if (!isnull)
-		due = DatumGetTimestampTz(value);
+	*n = (int) SPI_processed;
+	due = MemoryContextAlloc(caller, sizeof(TpcDue) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		due[i].queue = MemoryContextStrdup(caller, SPI_getvalue(row, desc, 1));
+		due[i].at = DatumGetTimestampTz(SPI_getbinval(row, desc, 2, &isnull));
+		if (isnull)
+			due[i].at = DT_NOEND;
+	}
 	SPI_finish();
 	return due;
 }

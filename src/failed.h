@@ -36,14 +36,23 @@ typedef enum TpcFailedState
 	TPC_FAILED_KNOWN			/* its row is there already */
 } TpcFailedState;
 
+/* When the first message of a queue is to be run again. */
+typedef struct TpcDue
+{
+	char	   *queue;
+	TimestampTz at;
+} TpcDue;
+
 extern TpcSubscriptionCounter tpc_failed_counter(TpcFailedState state);
-extern bool tpc_failed_receive(const TpcMessageIn *message);
+extern bool tpc_failed_put_away(const TpcMessageIn *message, int64 delay_ms);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
-									  const ErrorData *edata);
+									  const ErrorData *edata,
+									  int64 *delay_ms);
+extern TpcDue *tpc_failed_due(int *n);
 extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, TpcWorker *self,
+										 const char *queue, bool own_worker,
 										 bool *other);
 extern bool tpc_failed_lock(const TpcMessageIn *message);
 extern void tpc_failed_remove(int64 id);
-extern TimestampTz tpc_failed_next_due(void);
 
 #endif							/* TPC_FAILED_H */

@@ -38,6 +38,7 @@
 #include "publish.h"
 #include "settings.h"
 #include "subscription.h"
+#include "turn.h"
 #include "worker.h"
 
 /* How often to look at the labels without being asked. */
@@ -271,6 +272,7 @@ keep_running(TpcNode *node, TimestampTz now)
 	bool		ok;
 	int			nprepare;
 	int			nconsume = 0;
+	int			nown;
 
 	ok = want_worker(node, TPC_ROLE_MESSENGER, 0, now);
 	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
@@ -294,7 +296,13 @@ keep_running(TpcNode *node, TimestampTz now)
 		nconsume = tpc_consume_workers;
 	for (int i = 0; i < nconsume; i++)
 		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
-	node->nworkers += nconsume;
+	nown = tpc_turn_assign(node);
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS && nown > 0; i++)
+	{
+		if (node->consuming[i].assigned != 0)
+			ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
+	}
+	node->nworkers += nconsume + nown;
 
 	node->no_slots = !ok;
 }

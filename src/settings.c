@@ -97,8 +97,8 @@ tpc_settings_define(void)
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.consume_workers",
 							"Number of processes per node that run the handlers of subscriptions.",
-							"They are started once there is a subscription.",
-							&tpc_consume_workers, 2, 1, TPC_MAX_CONSUME_WORKERS,
+							"They are started once there is a subscription, besides those that have workers of their own.",
+							&tpc_consume_workers, 2, 1, TPC_MAX_SHARED_CONSUMERS,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("tpc_amqp.consume_timeout",
 							"Time the handler of a subscription may take for a message.",

@@ -97,6 +97,9 @@ tpc_node_init_workers(TpcNode *node)
 		pg_atomic_init_u32(&node->consume[i].idle, 0);
 		pg_atomic_init_u64(&node->consume[i].retrying, 0);
 	}
+	memset(node->consuming, 0, sizeof(node->consuming));
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+		pg_atomic_init_u32(&node->consuming[i].give_way, 0);
 	memset(node->prepare_kind, TPC_KIND_GENERAL, sizeof(node->prepare_kind));
 	pg_atomic_init_u32(&node->wants_relay, 0);
 	pg_atomic_init_u32(&node->wants_consumers, 0);
@@ -372,11 +375,32 @@ tpc_wake_resolver(TpcNode *node)
 	wake_one(node->resolve, TPC_MAX_RESOLVE_WORKERS);
 }
 
-/* tpc_wake_consumer: a message has arrived that a consume worker is to run. */
+/*
+ * tpc_wake_consumer: a message has arrived that a consume worker is to run: an
+ * own one of this subscription, or (0) a shared one.
+ */
 void
-tpc_wake_consumer(TpcNode *node)
+tpc_wake_consumer(TpcNode *node, uint64 subscription)
 {
-	wake_one(node->consume, tpc_consume_workers);
+	if (subscription == 0)
+	{
+		wake_one(node->consume, tpc_consume_workers);
+		return;
+	}
+	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
+	{
+		if (node->consuming[i].assigned == subscription &&
+			wake_idle(&node->consume[i]))
+			return;
+	}
+}
+
+/* tpc_wake_consumers: whoever is idle. */
+void
+tpc_wake_consumers(TpcNode *node)
+{
+	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
+		(void) wake_idle(&node->consume[i]);
 }
 
 /* tpc_wake_prepare_worker: for a job of this kind. */

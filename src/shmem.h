@@ -29,7 +29,11 @@
 
 #define TPC_MAX_PREPARE_WORKERS 64
 #define TPC_MAX_RESOLVE_WORKERS 16
-#define TPC_MAX_CONSUME_WORKERS 32
+/* Places of consume workers: those that are shared, then subscriptions' own. */
+#define TPC_MAX_SHARED_CONSUMERS 32
+#define TPC_MAX_OWN_CONSUMERS 64
+#define TPC_MAX_CONSUME_WORKERS \
+	(TPC_MAX_SHARED_CONSUMERS + TPC_MAX_OWN_CONSUMERS)
 
 /* A GID and its terminating zero: GIDSIZE of the server. */
 #define TPC_GID_SIZE	200
@@ -57,6 +61,19 @@ typedef struct TpcWorker
 	pg_atomic_uint64 retrying;	/* consume worker: failed_message it runs; 0:
 								 * none */
 } TpcWorker;
+
+/*
+ * What a consume worker is at; see turn.c.  Under subscriptions_lock, but for
+ * give_way, and that a worker may read its own serial without.
+ */
+typedef struct TpcConsuming
+{
+	uint64		assigned;		/* launcher: whose own worker; 0: nobody's */
+	uint64		subscription;	/* whose handler it runs; 0: none */
+	uint32		serial;			/* of the run */
+	TimestampTz since;
+	pg_atomic_uint32 give_way;	/* messenger: serial of the run that is to */
+} TpcConsuming;
 
 /* A kind of calls that has a queue and workers of its own. */
 typedef struct TpcKind
@@ -302,10 +319,15 @@ typedef struct TpcNode
 	pg_atomic_uint32 subscriptions_listed;
 	/* Messages taken from the broker and in memory; bytes. */
 	pg_atomic_uint64 consumed_bytes;
-	/* When the first failed message is due for another run, at the latest. */
+
+	/*
+	 * When to look for failed messages that are due for another run, other
+	 * than those subscriptions know of.
+	 */
 	pg_atomic_uint64 retry_at;
-	TpcItemQueue consumed;		/* messages for any consume worker */
-	TpcItemQueue settled;		/* … on their way back to the messenger */
+	TpcConsuming consuming[TPC_MAX_CONSUME_WORKERS];
+	uint64		turns;			/* runs that have begun */
+	TpcItemQueue settled;		/* messages on their way back to the messenger */
 
 	pg_atomic_uint64 stat[TPC_STAT_NCOUNTERS];
 	TimestampTz stat_reset;
@@ -511,7 +533,8 @@ extern void tpc_wake_messenger(TpcNode *node);
 extern void tpc_wake_lead(TpcNode *node);
 extern void tpc_wake_relay(TpcNode *node);
 extern void tpc_poke_relay(TpcNode *node);
-extern void tpc_wake_consumer(TpcNode *node);
+extern void tpc_wake_consumer(TpcNode *node, uint64 subscription);
+extern void tpc_wake_consumers(TpcNode *node);
 extern void tpc_wake_resolver(TpcNode *node);
 extern void tpc_wake_prepare_worker(TpcNode *node, int kind);
 

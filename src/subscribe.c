@@ -99,7 +99,7 @@ tpc_subscription_at_eoxact(bool committed)
 				tpc_retry_at(node, 0);
 			pg_atomic_fetch_add_u32(&node->subscriptions_changed, 1);
 			tpc_wake_relay(node);
-			tpc_wake_consumer(node);
+			tpc_wake_consumers(node);
 		}
 		LWLockRelease(&tpc_shared->control);
 	}
@@ -293,9 +293,39 @@ read_handler(const char *queue)
 }
 
 /*
+ * There are places for so many workers of subscriptions, and what has some of
+ * its own is run by no others.  Connected to SPI.  Raises 53400.
+ */
+static void
+check_workers(const char *queue, int workers)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(queue)};
+	bool		isnull;
+	int64		others;
+
+	/* whoever else subscribes has to be seen */
+	tpc_spi_execute("LOCK TABLE tpc_amqp.subscription"
+					" IN SHARE ROW EXCLUSIVE MODE",
+					0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	tpc_spi_execute("SELECT COALESCE(pg_catalog.sum(workers), 0)"
+					" FROM tpc_amqp.subscription"
+					" WHERE queue OPERATOR(pg_catalog.<>) $1",
+					1, types, values, NULL, false, SPI_OK_SELECT);
+	others = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &isnull));
+	if (others + workers > TPC_MAX_OWN_CONSUMERS)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many workers of subscriptions"),
+				 errdetail("Others have %lld, and there are places for %d.",
+						   (long long) others, TPC_MAX_OWN_CONSUMERS)));
+}
+
+/*
  * tpc_subscribe(queue text, handler text, auto_ack boolean, exclusive boolean,
  *				 consumer_tag text, arguments jsonb, prefetch integer,
- *				 on_error jsonb) returns void
+ *				 on_error jsonb, workers integer) returns void
  *
  * Have a handler run for each message of a queue.  A queue that has a
  * subscription is given this one instead.
@@ -310,11 +340,12 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 	char	   *old_handler;
 	Oid			run_as;
 	int			prefetch;
+	int			workers;
 	OnError		on_error;
 	StringInfoData table;
 	Oid			types[] = {TEXTOID, TEXTOID, BOOLOID, BOOLOID, TEXTOID,
 	JSONBOID, INT4OID, INT4OID, INT8OID, INT8OID, TEXTOID, TEXTOID, TEXTOID,
-	OIDOID};
+	OIDOID, INT4OID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
 
@@ -326,6 +357,7 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 	handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	tag = text_to_cstring(PG_GETARG_TEXT_PP(4));
 	prefetch = PG_GETARG_INT32(6);
+	workers = PG_GETARG_INT32(8);
 	check_queue(queue);
 	/* what goes to the broker is UTF-8, and may be longer than it is here */
 	check_queue(pg_server_to_any(queue, strlen(queue), PG_UTF8));
@@ -339,6 +371,11 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("prefetch has to be from 1 to %d", PG_UINT16_MAX)));
+	if (workers < 0 || workers > TPC_MAX_OWN_CONSUMERS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("workers of a subscription must be between 0 and %d",
+						TPC_MAX_OWN_CONSUMERS)));
 	parse_on_error(PG_GETARG_JSONB_P(7), &on_error);
 	initStringInfo(&table);
 	tpc_table_encode(&table, (struct varlena *) PG_GETARG_JSONB_P(5));
@@ -380,15 +417,18 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 		nulls[11] = nulls[12] = 'n';
 	}
 	values[13] = ObjectIdGetDatum(run_as);
+	values[14] = Int32GetDatum(workers);
 	nulls[lengthof(types)] = '\0';
 	SPI_connect();
+	if (workers > 0)
+		check_workers(queue, workers);
 	tpc_spi_execute("INSERT INTO tpc_amqp.subscription AS s"
 					" (queue, handler, auto_ack, exclusive, consumer_tag,"
 					"  arguments, prefetch, retries, backoff, backoff_max,"
 					"  after_retries, dead_letter_exchange,"
-					"  dead_letter_routing_key, run_as)"
+					"  dead_letter_routing_key, run_as, workers)"
 					" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-					"  $12, $13, $14)"
+					"  $12, $13, $14, $15)"
 					" ON CONFLICT (queue) DO UPDATE SET"
 					"  handler = excluded.handler,"
 					"  run_as = excluded.run_as,"
@@ -397,6 +437,7 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 					"  consumer_tag = excluded.consumer_tag,"
 					"  arguments = excluded.arguments,"
 					"  prefetch = excluded.prefetch,"
+					"  workers = excluded.workers,"
 					"  retries = excluded.retries,"
 					"  backoff = excluded.backoff,"
 					"  backoff_max = excluded.backoff_max,"
@@ -584,14 +625,14 @@ tpc_live_subscriptions(PG_FUNCTION_ARGS)
 	foreach(lc, copies)
 	{
 		TpcSubscription *sub = lfirst(lc);
-		Datum		values[18];
-		bool		nulls[18] = {false};
+		Datum		values[10 + TPC_SUB_NCOUNTERS];
+		bool		nulls[lengthof(values)] = {false};
 		int			n = 0;
 
 		values[n++] = UUIDPGetDatum(&sub->generation);
 		values[n++] = CStringGetTextDatum(state_name(sub));
 		values[n++] = any_text(sub->consumer_tag);
-		values[n++] = Int32GetDatum(sub->waiting);
+		values[n++] = Int32GetDatum(sub->items.count);
 		values[n++] = Int32GetDatum(sub->running);
 		for (int i = 0; i < TPC_SUB_NCOUNTERS; i++)
 			values[n++] = Int64GetDatum(sub->count[i]);
@@ -667,8 +708,10 @@ make_entry(TpcNode *node, HeapTuple tuple, TupleDesc desc)
 	sub->auto_ack = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
 	sub->exclusive = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
 	sub->prefetch = DatumGetInt32(SPI_getbinval(tuple, desc, 7, &isnull));
+	sub->workers = DatumGetInt32(SPI_getbinval(tuple, desc, 8, &isnull));
 	sub->wanted = true;
 	sub->messages = -1;
+	sub->retry_at = DT_NOEND;
 	sub->arguments_len = table.len;
 	memcpy(sub->arguments, table.data, table.len);
 	return p;
@@ -685,7 +728,7 @@ follow_table(TpcNode *node)
 
 	SPI_connect();
 	tpc_spi_execute("SELECT queue, generation, consumer_tag, auto_ack,"
-					" exclusive, arguments, prefetch"
+					" exclusive, arguments, prefetch, workers"
 					" FROM tpc_amqp.subscription",
 					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
 	nseen = (int) SPI_processed;
@@ -747,6 +790,10 @@ follow_table(TpcNode *node)
 	{
 		pg_atomic_fetch_add_u32(&node->subscriptions_listed, 1);
 		tpc_wake_messenger(node);
+		tpc_wake_launcher();
+		/* what has failed in a queue may be somebody else's to run now */
+		tpc_retry_at(node, 0);
+		tpc_wake_consumers(node);
 	}
 }
 
@@ -803,9 +850,8 @@ tpc_subscription_follow(TpcNode *node)
 			follow_table(node);
 		if (!tpc_subscriptions_exist())
 		{
-			/* what is in memory for one that ends is still to be handed back */
-			if (!DsaPointerIsValid(node->subscriptions) &&
-				node->consumed.count == 0)
+			/* not while one that ends may still have a run */
+			if (!DsaPointerIsValid(node->subscriptions))
 				pg_atomic_write_u32(&node->wants_consumers, 0);
 		}
 		else if (pg_atomic_exchange_u32(&node->wants_consumers, 1) == 0)

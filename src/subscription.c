@@ -63,7 +63,10 @@ tpc_subscription_add(TpcNode *node, dsa_pointer entry)
 	*link = entry;
 }
 
-/* tpc_subscription_remove: and free it.  By the messenger only. */
+/*
+ * tpc_subscription_remove: and free it.  By the messenger only, which has taken
+ * the items.
+ */
 void
 tpc_subscription_remove(TpcNode *node, uint64 id)
 {
@@ -106,10 +109,10 @@ tpc_subscription_clear(TpcNode *node)
 		dsa_pointer p = node->subscriptions;
 
 		node->subscriptions = entry_at(p)->next;
+		free_queue(node, &entry_at(p)->items);
 		dsa_free(tpc_area(), p);
 	}
 	LWLockRelease(&node->subscriptions_lock);
-	free_queue(node, &node->consumed);
 	free_queue(node, &node->settled);
 	pg_atomic_write_u64(&node->consumed_bytes, 0);
 	pg_atomic_write_u64(&node->retry_at, 0);
@@ -153,9 +156,22 @@ tpc_subscription_error(TpcNode *node, const char *queue, const char *sqlstate,
 	LWLockRelease(&node->subscriptions_lock);
 }
 
+/* A failed message of this queue is due for another run then. */
+void
+tpc_subscription_retry_at(TpcNode *node, const char *queue, TimestampTz when)
+{
+	TpcSubscription *sub;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	sub = tpc_subscription_find_queue(node, queue);
+	if (sub != NULL)
+		sub->retry_at = Min(sub->retry_at, when);
+	LWLockRelease(&node->subscriptions_lock);
+}
+
 /*
- * tpc_retry_at: a message is due for another run then.  A consume worker that
- * looks at the same time may miss it; it looks again before long.
+ * tpc_retry_at: have a consume worker look then what is due for another run.
+ * One that looks at the same time may miss it; it looks again before long.
  */
 void
 tpc_retry_at(TpcNode *node, TimestampTz when)

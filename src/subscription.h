@@ -33,6 +33,7 @@ typedef enum TpcSubscriptionCounter
 	TPC_SUB_KEPT,
 	TPC_SUB_DROPPED,
 	TPC_SUB_REJECTED,			/* too long to be taken at all */
+	TPC_SUB_DEFERRED,			/* runs put off, which do not count */
 	TPC_SUB_NCOUNTERS
 } TpcSubscriptionCounter;
 
@@ -54,6 +55,7 @@ typedef struct TpcSubscription
 	bool		auto_ack;
 	bool		exclusive;
 	int			prefetch;
+	int			workers;		/* of its own; 0: the shared ones */
 
 	bool		wanted;			/* relay: the row is still there */
 
@@ -63,8 +65,17 @@ typedef struct TpcSubscription
 	int64		messages;		/* ready in the queue; -1: not known */
 	TimestampTz measured_at;
 
-	int			waiting;		/* messages here that no worker has taken */
-	int			running;
+	TpcItemQueue items;			/* messages that no worker has taken */
+	int			running;		/* … that one has */
+
+	/* for turn.c */
+	uint64		turn;			/* when a run last began */
+	int64		last_run_ms;	/* how long the last one took */
+	int64		barred_ms;		/* it does not get the last free worker … */
+	TimestampTz barred_until;	/* … until then */
+	TimestampTz retry_at;		/* when the first failed message is due, as
+								 * far as is known; DT_NOEND: never */
+
 	int64		count[TPC_SUB_NCOUNTERS];
 	char		last_sqlstate[6];
 	char		last_error[320];
@@ -100,6 +111,8 @@ extern void tpc_subscription_count(TpcNode *node, const char *queue,
 								   TpcSubscriptionCounter counter);
 extern void tpc_subscription_error(TpcNode *node, const char *queue,
 								   const char *sqlstate, const char *text);
+extern void tpc_subscription_retry_at(TpcNode *node, const char *queue,
+									  TimestampTz when);
 extern void tpc_retry_at(TpcNode *node, TimestampTz when);
 
 #endif							/* TPC_SUBSCRIPTION_H */

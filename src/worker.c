@@ -131,7 +131,7 @@ worker_detach(int code, Datum arg)
 	for (int kind = TPC_KIND_GENERAL; kind < TPC_MAX_KINDS; kind++)
 		tpc_wake_prepare_worker(node, kind);
 	tpc_wake_resolver(node);
-	tpc_wake_consumer(node);
+	tpc_wake_consumers(node);
 	tpc_wake_launcher();
 }
 

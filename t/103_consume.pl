@@ -446,7 +446,9 @@ is($dead->{body}, 'deep', 'such a message can be dead-lettered');
 $shop->sql("SELECT tpc_amqp.register_handler('slow', 'public.slow(jsonb)')");
 subscribe('hostile', 'slow', q(on_error => '{"retries": 0}'));
 $shop->sql('ALTER SYSTEM SET tpc_amqp.consume_timeout = 200');
-$cluster->reload;
+# not a reload: a worker may take the message before it hears of it
+$cluster->restart;
+active('hostile');
 $amqp->send('', 'hostile', TpcAmqp->user('slow', user_id => $broker->user));
 $shop->poll("SELECT state = 'kept'
 	AND error = 'the handler did not finish within 200 ms'

@@ -23,6 +23,7 @@ my $SECONDS = 30;
 #   bad     its first run fails
 #   last    so do all
 #   again   it has been delivered before
+#   early   another run of it is not finished
 my @steps = (
 	[ 'S1.before', 'fresh', qw(kill fatal) ],
 	[ 'S1.after', 'fresh', qw(kill fatal) ],
@@ -38,6 +39,8 @@ my @steps = (
 	[ 'S5.after', 'bad', qw(kill fatal) ],
 	[ 'S5.before', 'again', qw(kill fatal) ],
 	[ 'S5.after', 'again', qw(kill fatal) ],
+	[ 'S5.before', 'early', qw(kill fatal error) ],
+	[ 'S5.after', 'early', qw(kill fatal) ],
 	[ 'S6.before', 'bad', qw(kill fatal error) ],
 	[ 'S6.after', 'bad', qw(kill fatal) ],
 	[ 'S7.before', 'last', qw(kill fatal error) ],
@@ -93,7 +96,14 @@ sub crash
 	my $offset = TpcTest->log_size($cluster);
 	my $id = 'c' . ++$serial;
 	my @wrong;
+	my $other;
 
+	if ($situation eq 'early')
+	{
+		$other = $shop->session;
+		$other->query_safe("BEGIN;
+			INSERT INTO tpc_amqp.consumed VALUES ('work', '$id')");
+	}
 	$shop->ask('ALTER SEQUENCE public.runs RESTART');
 	if ($situation eq 'again')
 	{
@@ -110,6 +120,8 @@ sub crash
 		local $TpcTest::TIMEOUT = $SECONDS;
 		eval { TpcTest->wait_for_log($cluster, $sign, $offset); 1 }
 		  or push @wrong, "not reached: $@";
+		# which comes to nothing
+		eval { $other->quit } if defined $other;
 		if ($situation eq 'last')
 		{
 			eval {
