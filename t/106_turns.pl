@@ -235,6 +235,11 @@ hold();
 send_to('d', map { "hang $_" } 1 .. 5);
 $shop->poll("SELECT running = 1 AND waiting = 4 FROM tpc_amqp.subscriptions
 	WHERE queue = 'd'");
+for my $body (1, 2)
+{
+	send_to('a', $body);
+	taken('a', $body, 'a shared worker has nothing to do with that');
+}
 $shop->sql("SELECT tpc_amqp.subscribe('d', 'take')");
 let_go();
 settled('what was in memory is run by others');
