@@ -765,23 +765,6 @@ work_on_arrived(void)
 	return true;
 }
 
-/* Whether this worker may run what is due of a queue now. */
-static bool
-may_run_due(const char *queue)
-{
-	TpcSubscription *sub;
-	bool		may;
-
-	LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
-	sub = tpc_subscription_find_queue(node, queue);
-	if (sub != NULL)
-		may = tpc_turn_may_run(node, number, sub, GetCurrentTimestamp());
-	else
-		may = !tpc_turn_is_own(number);
-	LWLockRelease(&node->subscriptions_lock);
-	return may;
-}
-
 /* Remember when something of each queue is due, as the table says. */
 static void
 note_due(const TpcDue *due, int n)
@@ -804,9 +787,9 @@ note_due(const TpcDue *due, int n)
 	LWLockRelease(&node->subscriptions_lock);
 }
 
-/* What is due of this queue is being run by others. */
+/* Nothing is due of this queue any more, or others run it. */
 static void
-note_busy(const char *queue)
+note_no_due(const char *queue)
 {
 	TpcSubscription *sub;
 
@@ -831,30 +814,70 @@ start_running(const char *queue)
 	LWLockRelease(&node->subscriptions_lock);
 }
 
+/* A queue of which something is due that is ours to run; false if none is. */
+static bool
+pick_due(char *queue)
+{
+	TpcSubscription *sub;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
+	sub = tpc_turn_pick_due(node, number);
+	if (sub != NULL)
+		strlcpy(queue, sub->name, TPC_NAME_SIZE);
+	LWLockRelease(&node->subscriptions_lock);
+	return sub != NULL;
+}
+
 /*
- * Take one that is due, of the queue that has waited longest of those that are
- * ours to run.
+ * What is due of queues that are not listed: no worker's in particular, and put
+ * away to be kept, unless there is a subscription by now.
  */
 static TpcMessageIn *
-take_longest_due(bool *other)
+take_unlisted(const TpcDue *due, int n, bool *other)
 {
-	TpcDue	   *due;
-	int			n;
 	TpcMessageIn *m = NULL;
+
+	for (int i = 0; i < n && m == NULL && !*other; i++)
+	{
+		bool		known;
+
+		LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
+		known = tpc_subscription_find_queue(node, due[i].queue) != NULL;
+		LWLockRelease(&node->subscriptions_lock);
+		if (!known && due[i].at <= GetCurrentTimestamp())
+			m = tpc_failed_take_due(node, self, due[i].queue, false, other);
+	}
+	return m;
+}
+
+/*
+ * Take one that is due, of the queue whose turn it is.  look: what is known of
+ * them may not be all.
+ */
+static TpcMessageIn *
+take_first_due(bool look, bool *other)
+{
+	TpcMessageIn *m = NULL;
+	char		queue[TPC_NAME_SIZE];
 
 	*other = false;
 	if (!tpc_relation_exists("failed_message"))
 		return NULL;
-	due = tpc_failed_due(&n);
-	note_due(due, n);
-	for (int i = 0; i < n && m == NULL && !*other; i++)
+	if (look)
 	{
-		if (due[i].at > GetCurrentTimestamp() || !may_run_due(due[i].queue))
-			continue;
-		m = tpc_failed_take_due(node, self, due[i].queue,
-								tpc_turn_is_own(number), other);
+		int			n;
+		TpcDue	   *due = tpc_failed_due(&n);
+
+		note_due(due, n);
+		if (!tpc_turn_is_own(number))
+			m = take_unlisted(due, n, other);
+	}
+	while (m == NULL && !*other && pick_due(queue))
+	{
+		m = tpc_failed_take_due(node, self, queue, tpc_turn_is_own(number),
+								other);
 		if (m == NULL && !*other)
-			note_busy(due[i].queue);
+			note_no_due(queue);
 	}
 	return m;
 }
@@ -865,6 +888,7 @@ take_due(bool *other)
 {
 	TpcMessageIn *volatile m = NULL;
 	uint64		known = pg_atomic_read_u64(&node->retry_at);
+	bool		look = (TimestampTz) known <= GetCurrentTimestamp();
 	Oid			userid;
 	int			sec_context;
 
@@ -874,12 +898,15 @@ take_due(bool *other)
 	{
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
-		m = take_longest_due(other);
-		/* what is due of a queue without a subscription is looked for here */
-		if (!*other)
+		m = take_first_due(look, other);
+		if (look && !*other)
+		{
+			TimestampTz next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														   LOOK_MS);
+
 			(void) pg_atomic_compare_exchange_u64(&node->retry_at, &known,
-												  (uint64) TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-																					   LOOK_MS));
+												  (uint64) next);
+		}
 		if (m != NULL || *other)
 		{
 			tpc_txn_make_synchronous();

@@ -89,24 +89,23 @@ tpc_turn_may_run(TpcNode *node, int number, const TpcSubscription *sub,
 }
 
 /*
- * tpc_turn_pick: whose message a worker is to take next; NULL if there is none
- * for it.  The caller holds the lock.
+ * Of those a worker may work for, whose turn it is: of messages that have
+ * arrived, or of those that failed and are due; NULL if there is nothing.
  */
-TpcSubscription *
-tpc_turn_pick(TpcNode *node, int number)
+static TpcSubscription *
+pick(TpcNode *node, int number, bool arrived)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TpcSubscription *best = NULL;
 	int			best_runs = 0;
 	dsa_pointer p;
 
-	Assert(LWLockHeldByMe(&node->subscriptions_lock));
 	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
 	{
 		TpcSubscription *sub = entry_at(p);
 		int			runs;
 
-		if (sub->items.count == 0 ||
+		if ((arrived ? sub->items.count == 0 : sub->retry_at > now) ||
 			!tpc_turn_may_run(node, number, sub, now))
 			continue;
 		runs = runs_of(node, sub->id);
@@ -121,6 +120,23 @@ tpc_turn_pick(TpcNode *node, int number)
 }
 
 /*
+ * tpc_turn_pick: whose message a worker is to take next; NULL if there is none
+ * for it.  The caller holds the lock of subscriptions.
+ */
+TpcSubscription *
+tpc_turn_pick(TpcNode *node, int number)
+{
+	return pick(node, number, true);
+}
+
+/* tpc_turn_pick_due: the same of failed messages, as far as is known. */
+TpcSubscription *
+tpc_turn_pick_due(TpcNode *node, int number)
+{
+	return pick(node, number, false);
+}
+
+/*
  * tpc_turn_due: when a worker is to look for failed messages that are due.
  * The caller holds the lock.
  */
@@ -131,7 +147,6 @@ tpc_turn_due(TpcNode *node, int number)
 	TimestampTz due = (TimestampTz) pg_atomic_read_u64(&node->retry_at);
 	dsa_pointer p;
 
-	Assert(LWLockHeldByMe(&node->subscriptions_lock));
 	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
 	{
 		if (entry_at(p)->retry_at < due &&

@@ -17,6 +17,7 @@ extern bool tpc_turn_is_own(int number);
 extern bool tpc_turn_may_run(TpcNode *node, int number,
 							 const TpcSubscription *sub, TimestampTz now);
 extern TpcSubscription *tpc_turn_pick(TpcNode *node, int number);
+extern TpcSubscription *tpc_turn_pick_due(TpcNode *node, int number);
 extern TimestampTz tpc_turn_due(TpcNode *node, int number);
 extern void tpc_turn_begin(TpcNode *node, int number, TpcSubscription *sub);
 extern void tpc_turn_end(TpcNode *node, int number, bool gave_way);
