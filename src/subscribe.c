@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -305,9 +306,8 @@ check_workers(const char *queue, int workers)
 	int64		others;
 
 	/* whoever else subscribes has to be seen */
-	tpc_spi_execute("LOCK TABLE tpc_amqp.subscription"
-					" IN SHARE ROW EXCLUSIVE MODE",
-					0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	table_close(tpc_relation_open("subscription", ShareRowExclusiveLock),
+				NoLock);
 	tpc_spi_execute("SELECT COALESCE(pg_catalog.sum(workers), 0)"
 					" FROM tpc_amqp.subscription"
 					" WHERE queue OPERATOR(pg_catalog.<>) $1",
@@ -344,7 +344,7 @@ tpc_subscribe(PG_FUNCTION_ARGS)
 	OnError		on_error;
 	StringInfoData table;
 	Oid			types[] = {TEXTOID, TEXTOID, BOOLOID, BOOLOID, TEXTOID,
-	JSONBOID, INT4OID, INT4OID, INT8OID, INT8OID, TEXTOID, TEXTOID, TEXTOID,
+		JSONBOID, INT4OID, INT4OID, INT8OID, INT8OID, TEXTOID, TEXTOID, TEXTOID,
 	OIDOID, INT4OID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
@@ -466,7 +466,6 @@ tpc_unsubscribe(PG_FUNCTION_ARGS)
 	char	   *handler;
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {PG_GETARG_DATUM(0)};
-	bool		gone;
 
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.unsubscribe()");
@@ -476,32 +475,12 @@ tpc_unsubscribe(PG_FUNCTION_ARGS)
 		(void) tpc_handler_check_owner(handler,
 									   psprintf("end the subscription of queue \"%s\"",
 												queue));
-	SPI_connect();
-	tpc_spi_execute("DELETE FROM tpc_amqp.subscription"
+	if (tpc_spi_run("DELETE FROM tpc_amqp.subscription"
 					" WHERE queue OPERATOR(pg_catalog.=) $1",
-					1, types, values, NULL, false, SPI_OK_DELETE);
-	gone = SPI_processed > 0;
-	SPI_finish();
-	if (gone)
-		mark_changed(&changed);
-	PG_RETURN_BOOL(gone);
-}
-
-/* A statement about one failed message; whether it found it. */
-static bool
-change_failed(const char *sql, Datum id)
-{
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {id};
-	bool		found;
-
-	SPI_connect();
-	tpc_spi_execute(sql, 1, types, values, NULL, false,
-					strncmp(sql, "DELETE", 6) == 0 ? SPI_OK_DELETE :
-					SPI_OK_UPDATE);
-	found = SPI_processed > 0;
-	SPI_finish();
-	return found;
+					1, types, values, NULL, false, SPI_OK_DELETE) == 0)
+		PG_RETURN_BOOL(false);
+	mark_changed(&changed);
+	PG_RETURN_BOOL(true);
 }
 
 /*
@@ -514,20 +493,21 @@ PG_FUNCTION_INFO_V1(tpc_retry_message);
 Datum
 tpc_retry_message(PG_FUNCTION_ARGS)
 {
-	bool		found;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {PG_GETARG_DATUM(0)};
 
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.retry_message()");
 	PreventCommandDuringRecovery("tpc_amqp.retry_message()");
-	found = change_failed("UPDATE tpc_amqp.failed_message"
-						  " SET state = 'retry', attempts = 0,"
-						  "  next_attempt_at = pg_catalog.clock_timestamp()"
-						  " WHERE id OPERATOR(pg_catalog.=) $1"
-						  "  AND state OPERATOR(pg_catalog.<>) 'dropped'",
-						  PG_GETARG_DATUM(0));
-	if (found)
-		mark_changed(&retry_changed);
-	PG_RETURN_BOOL(found);
+	if (tpc_spi_run("UPDATE tpc_amqp.failed_message"
+					" SET state = 'retry', attempts = 0,"
+					"  next_attempt_at = pg_catalog.clock_timestamp()"
+					" WHERE id OPERATOR(pg_catalog.=) $1"
+					"  AND state OPERATOR(pg_catalog.<>) 'dropped'",
+					1, types, values, NULL, false, SPI_OK_UPDATE) == 0)
+		PG_RETURN_BOOL(false);
+	mark_changed(&retry_changed);
+	PG_RETURN_BOOL(true);
 }
 
 /*
@@ -539,12 +519,16 @@ PG_FUNCTION_INFO_V1(tpc_drop_message);
 Datum
 tpc_drop_message(PG_FUNCTION_ARGS)
 {
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {PG_GETARG_DATUM(0)};
+
 	tpc_shmem_require();
 	PreventCommandIfReadOnly("tpc_amqp.drop_message()");
 	PreventCommandDuringRecovery("tpc_amqp.drop_message()");
-	PG_RETURN_BOOL(change_failed("DELETE FROM tpc_amqp.failed_message"
-								 " WHERE id OPERATOR(pg_catalog.=) $1",
-								 PG_GETARG_DATUM(0)));
+	PG_RETURN_BOOL(tpc_spi_run("DELETE FROM tpc_amqp.failed_message"
+							   " WHERE id OPERATOR(pg_catalog.=) $1",
+							   1, types, values, NULL, false,
+							   SPI_OK_DELETE) > 0);
 }
 
 /*-------------------------------------------------------------------------
@@ -664,19 +648,12 @@ tpc_live_subscriptions(PG_FUNCTION_ARGS)
 bool
 tpc_subscriptions_exist(void)
 {
-	bool		exist;
-
-	if (!tpc_relation_exists("subscription"))
-		return false;
-	SPI_connect();
-	tpc_spi_execute("SELECT 1 WHERE EXISTS"
+	return tpc_relation_exists("subscription") &&
+		tpc_spi_run("SELECT 1 WHERE EXISTS"
 					" (SELECT FROM tpc_amqp.subscription)"
 					" OR EXISTS (SELECT FROM tpc_amqp.failed_message"
 					"  WHERE state OPERATOR(pg_catalog.=) 'retry')",
-					0, NULL, NULL, NULL, true, SPI_OK_SELECT);
-	exist = SPI_processed > 0;
-	SPI_finish();
-	return exist;
+					0, NULL, NULL, NULL, true, SPI_OK_SELECT) > 0;
 }
 
 /* Make the entry of a row; raises for want of memory. */
