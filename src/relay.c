@@ -21,6 +21,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/detoast.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -858,18 +860,36 @@ look_is_due(void)
  *-------------------------------------------------------------------------
  */
 
-/* All there is to do now.  Returns how long there is nothing more, in ms. */
-static long
-take_turn(void)
+/*
+ * What the relay has to do; an error in one must not hold up the other.  act
+ * returns how long there is nothing more to do, in ms.
+ */
+typedef struct Duty
 {
+	long		(*act) (void);
+	TimestampTz pause_until;	/* after an error */
+} Duty;
+
+static long
+publish_rows(void)
+{
+	static bool failed = false; /* or it is being done just now */
 	TimestampTz next;
 
+	if (failed)
+	{
+		window = NULL;
+		more_rows = true;
+		tpc_unseen_forget(&unseen);
+	}
+	failed = true;
 	if (!find_window())
 		return 100;
 	take_outcomes();
 	MemoryContextSwitchTo(turn_context);
 	if (look_is_due())
 		look();
+	failed = false;
 	next = look_at;
 	if (probe_at() != 0)
 		next = Min(next, probe_at());
@@ -877,23 +897,28 @@ take_turn(void)
 												  next));
 }
 
-/* The same; an error is logged, and things are tried again later. */
 static long
-take_safe_turn(void)
+follow_subscriptions(void)
 {
-	static TimestampTz pause_until = 0;
+	return tpc_subscription_follow(node);
+}
+
+static Duty duties[] = {{follow_subscriptions, 0}, {publish_rows, 0}};
+
+/* Do it; an error is logged, and it is tried again later. */
+static long
+do_safely(Duty *duty)
+{
 	volatile long timeout = ERROR_WAIT_MS;
 
 	/* wake-ups must not make errors more frequent */
-	if (GetCurrentTimestamp() < pause_until)
+	if (GetCurrentTimestamp() < duty->pause_until)
 		return Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-													  pause_until));
+													  duty->pause_until));
+	MemoryContextSwitchTo(turn_context);
 	PG_TRY();
 	{
-		long		follow_ms = tpc_subscription_follow(node);
-
-		MemoryContextSwitchTo(turn_context);
-		timeout = Min(take_turn(), follow_ms);
+		timeout = duty->act();
 	}
 	PG_CATCH();
 	{
@@ -902,11 +927,8 @@ take_safe_turn(void)
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		LWLockReleaseAll();
-		pause_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-												  ERROR_WAIT_MS);
-		window = NULL;
-		more_rows = true;
-		tpc_unseen_forget(&unseen);
+		duty->pause_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														ERROR_WAIT_MS);
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
@@ -928,7 +950,7 @@ tpc_relay_main(Datum arg)
 
 	for (;;)
 	{
-		long		timeout;
+		long		timeout = LONG_MAX;
 
 		ResetLatch(MyLatch);
 		if (tpc_worker_should_exit(node))
@@ -937,7 +959,8 @@ tpc_relay_main(Datum arg)
 		MemoryContextReset(turn_context);
 		MemoryContextSwitchTo(turn_context);
 
-		timeout = take_safe_turn();
+		for (int i = 0; i < (int) lengthof(duties); i++)
+			timeout = Min(timeout, do_safely(&duties[i]));
 		pgstat_report_stat(false);
 
 		(void) WaitLatch(MyLatch,

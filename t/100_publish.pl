@@ -313,6 +313,22 @@ is($amqp->get('q')->{body}, 'unlocked',
 	'the relay gives up a wait for a lock, and goes on later');
 sent($blog);
 
+# The relay reads that one every five seconds.
+$offset = TpcTest->log_size($blog->cluster);
+$dba = $blog->client;
+$dba->run('BEGIN; LOCK TABLE tpc_amqp.subscription');
+TpcTest->wait_for_log($blog->cluster,
+	qr/canceling statement due to lock timeout/, $offset);
+$blog->sql(q{SELECT tpc_amqp.publish('', 'q', 'by itself')});
+is($amqp->get('q')->{body}, 'by itself',
+	'what it cannot do for subscriptions does not hold up messages');
+is($blog->sql(q{SELECT count(*) FROM pg_locks WHERE granted AND
+	relation = 'tpc_amqp.subscription'::regclass
+	AND mode = 'AccessExclusiveLock'}), 1, '... meanwhile');
+$dba->run('COMMIT');
+$dba->close;
+sent($blog);
+
 # ---------------------------------------------------------------------------
 # Limits
 
