@@ -223,6 +223,24 @@ is($amqp->count('q'), 0, '... none is there');
 $broker->unblock;
 is(arrived(), '', '... until it has some again');
 
+# What commits late has lower ids than what is on its way.
+$amqp->declare('late');
+my $late = $blog->client;
+my $thirty = q{SELECT tpc_amqp.publish('', 'late', i::text)
+	FROM generate_series(1, 30) i};
+$late->run("BEGIN; $thirty");
+$broker->freeze;
+$blog->sql($thirty);
+my $sent = q{SELECT count(*) FROM tpc_amqp.publications WHERE state = 'sent'};
+$blog->poll("SELECT ($sent) = 30");
+ok($late->run('COMMIT'), 'broker frozen: lower ids turn up');
+$late->close;
+# What is sent twice stands there twice.
+$blog->poll("SELECT ($sent) >= 60");
+$broker->thaw;
+$blog->poll('SELECT count(*) = 0 FROM tpc_amqp.publications');
+is($amqp->count('late'), 60, '... and the others are not sent again');
+
 # ---------------------------------------------------------------------------
 # Many at a time
 
