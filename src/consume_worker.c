@@ -64,8 +64,6 @@
 #define BUSY_MS		500
 /* How long not to take another one if a failure could not be written down. */
 #define PAUSE_MS	1000
-/* How often to look whether to give way, once a run is not a quick one. */
-#define GIVE_WAY_MS	250
 /* When to try again while the first run of a message is not finished. */
 #define FIRST_RUN_MS	1000
 
@@ -76,7 +74,6 @@ typedef enum RunResult
 	RUN_UNSUBSCRIBED,			/* there is no subscription any more */
 	RUN_SKIPPED,				/* its row is somebody else's, or gone */
 	RUN_TOO_EARLY,				/* its first run is not finished */
-	RUN_GAVE_WAY,				/* others wait for the worker */
 	RUN_FAILED
 } RunResult;
 
@@ -88,8 +85,8 @@ static dsa_pointer current_item = InvalidDsaPointer;	/* to be handed back */
 static TpcSettlement current_how;	/* … if this process ends now */
 static bool has_item = false;	/* the run is one of a message in memory */
 static bool noting = false;		/* waiting for the first run of a message */
-static TimeoutId give_way_timeout;
-static volatile sig_atomic_t gives_way = false;
+static bool time_limited = false;	/* the run has begun its consume_timeout … */
+static bool timed_out = false;	/* … which is over */
 static MemoryContext job_context = NULL;	/* reset per message */
 static uint32 wait_event_main = 0;
 
@@ -209,10 +206,9 @@ stop_running(void)
 		if (sub != NULL)
 			sub->running--;
 	}
-	tpc_turn_end(node, number, gives_way);
+	tpc_turn_end(node, number);
 	LWLockRelease(&node->subscriptions_lock);
 	has_item = false;
-	gives_way = false;
 }
 
 /*
@@ -360,36 +356,24 @@ make_argument(const TpcMessageIn *m, const char *consumer_tag)
  *-------------------------------------------------------------------------
  */
 
-/* In the signal handler: cancel the run, if it is to give way to others. */
+/* Bound a run. */
 static void
-look_whether_to_give_way(void)
+begin_timeout(void)
 {
-	if (pg_atomic_read_u32(&consuming->give_way) != consuming->serial)
-		return;
-	gives_way = true;
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-}
-
-/* Bound a run, and let it be cancelled in favour of others. */
-static void
-begin_timeouts(void)
-{
-	if (tpc_consume_timeout > 0)
+	timed_out = false;
+	time_limited = tpc_consume_timeout > 0;
+	if (time_limited)
 		enable_timeout_after(STATEMENT_TIMEOUT, tpc_consume_timeout);
-	if (!tpc_turn_is_own(number))
-		enable_timeout_every(give_way_timeout,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														 TPC_TURN_QUICK_MS),
-							 GIVE_WAY_MS);
 }
 
+/* The run has ended: remember whether it took too long. */
 static void
-end_timeouts(void)
+end_timeout(void)
 {
+	if (time_limited)
+		timed_out = !get_timeout_active(STATEMENT_TIMEOUT);
+	time_limited = false;
 	disable_timeout(STATEMENT_TIMEOUT, false);
-	disable_timeout(give_way_timeout, false);
 }
 
 /*
@@ -440,7 +424,7 @@ await_known(void)
 static RunResult
 end_unrun(RunResult result)
 {
-	end_timeouts();
+	end_timeout();
 	tpc_worker_end();
 	return result;
 }
@@ -473,7 +457,7 @@ run(const TpcMessageIn *m)
 		return end_unrun(RUN_UNSUBSCRIBED);
 	if (m->failed_id != 0 && !tpc_failed_lock(m))
 		return end_unrun(RUN_SKIPPED);
-	begin_timeouts();
+	begin_timeout();
 	if (m->message_id != NULL)
 	{
 		bool		first;
@@ -485,7 +469,7 @@ run(const TpcMessageIn *m)
 		noting = false;
 		if (!first)
 		{
-			end_timeouts();
+			end_timeout();
 			if (m->failed_id != 0)
 				tpc_failed_remove(m->failed_id);
 			await_known();
@@ -508,8 +492,13 @@ run(const TpcMessageIn *m)
 	CommandCounterIncrement();
 	tpc_handler_end(running_as);
 	SetUserIdAndSecContext(save_userid, save_sec_context);
-	end_timeouts();
+	end_timeout();
 	CHECK_FOR_INTERRUPTS();
+	/* a handler that catches its cancellation has still not done its work */
+	if (timed_out)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement due to statement timeout")));
 
 	if (m->failed_id != 0)
 		tpc_failed_remove(m->failed_id);
@@ -527,9 +516,8 @@ run(const TpcMessageIn *m)
 static bool
 is_put_off(const ErrorData *edata)
 {
-	return (noting && (edata->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-					   edata->sqlerrcode == ERRCODE_QUERY_CANCELED)) ||
-		(gives_way && edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
+	return noting && (edata->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+					  edata->sqlerrcode == ERRCODE_QUERY_CANCELED);
 }
 
 /*
@@ -542,7 +530,7 @@ end_failed(Oid userid, int sec_context)
 	ErrorData  *edata;
 
 	HOLD_INTERRUPTS();
-	end_timeouts();
+	end_timeout();
 	QueryCancelPending = false;
 	MemoryContextSwitchTo(job_context);
 	edata = CopyErrorData();
@@ -648,15 +636,16 @@ put_away(const TpcMessageIn *m, int64 delay)
 	return ok;
 }
 
-/* Say why it was cancelled, where the server's message does not know. */
+/*
+ * A run that took too long has failed by that, whatever its handler made of
+ * being cancelled.
+ */
 static void
-explain_cancel(ErrorData *edata, TimestampTz started)
+explain_timeout(ErrorData *edata)
 {
-	if (edata->sqlerrcode != ERRCODE_QUERY_CANCELED ||
-		tpc_consume_timeout == 0 ||
-		!TimestampDifferenceExceeds(started, GetCurrentTimestamp(),
-									tpc_consume_timeout))
+	if (!timed_out)
 		return;
+	edata->sqlerrcode = ERRCODE_QUERY_CANCELED;
 	edata->detail = edata->message;
 	edata->message = psprintf("the handler did not finish within %d ms",
 							  tpc_consume_timeout);
@@ -670,9 +659,9 @@ try_run(const TpcMessageIn *m, ErrorData **edata)
 	ErrorData  *volatile error = NULL;
 	Oid			userid;
 	int			sec_context;
-	TimestampTz started = GetCurrentTimestamp();
 
 	GetUserIdAndSecContext(&userid, &sec_context);
+	timed_out = false;
 	QueryCancelPending = false;
 	PG_TRY();
 	{
@@ -681,21 +670,10 @@ try_run(const TpcMessageIn *m, ErrorData **edata)
 	PG_CATCH();
 	{
 		error = end_failed(userid, sec_context);
-		if (!is_put_off(error))
-			explain_cancel(error, started);
-		else if (gives_way)
-		{
-			result = RUN_GAVE_WAY;
-			ereport(LOG,
-					(errmsg("the handler of queue \"%s\" gives way to other subscriptions",
-							m->queue),
-					 errdetail("It had been running for %ld ms.",
-							   TimestampDifferenceMilliseconds(started,
-															   GetCurrentTimestamp())),
-					 errhint("Subscribe it with workers of its own.")));
-		}
-		else
+		if (is_put_off(error))
 			result = RUN_TOO_EARLY;
+		else
+			explain_timeout(error);
 	}
 	PG_END_TRY();
 	noting = false;
@@ -706,7 +684,7 @@ try_run(const TpcMessageIn *m, ErrorData **edata)
 		tpc_subscription_count(node, m->queue, TPC_SUB_PROCESSED);
 	else if (result == RUN_DUPLICATE)
 		tpc_subscription_count(node, m->queue, TPC_SUB_DUPLICATES);
-	else if (result == RUN_GAVE_WAY || result == RUN_TOO_EARLY)
+	else if (result == RUN_TOO_EARLY)
 		tpc_subscription_count(node, m->queue, TPC_SUB_DEFERRED);
 	*edata = error;
 	return result;
@@ -733,8 +711,6 @@ deal_with(const TpcMessageIn *m)
 			return false;
 		case RUN_FAILED:
 			return note_failure(m, edata);
-		case RUN_GAVE_WAY:
-			return put_away(m, 0);
 		case RUN_TOO_EARLY:
 			return put_away(m, FIRST_RUN_MS);
 		default:
@@ -765,28 +741,6 @@ work_on_arrived(void)
 	return true;
 }
 
-/* Remember when something of each queue is due, as the table says. */
-static void
-note_due(const TpcDue *due, int n)
-{
-	dsa_pointer p;
-
-	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
-	for (p = node->subscriptions; DsaPointerIsValid(p);)
-	{
-		TpcSubscription *sub = dsa_get_address(tpc_area(), p);
-
-		sub->retry_at = DT_NOEND;
-		for (int i = 0; i < n; i++)
-		{
-			if (sub->wanted && strcmp(sub->name, due[i].queue) == 0)
-				sub->retry_at = due[i].at;
-		}
-		p = sub->next;
-	}
-	LWLockRelease(&node->subscriptions_lock);
-}
-
 /* Nothing is due of this queue any more, or others run it. */
 static void
 note_no_due(const char *queue)
@@ -809,21 +763,26 @@ start_running(const char *queue)
 
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
 	sub = tpc_subscription_find_queue(node, queue);
-	if (sub != NULL)
-		tpc_turn_begin(node, number, sub);
+	tpc_turn_begin(node, number, sub);
 	LWLockRelease(&node->subscriptions_lock);
 }
 
-/* A queue of which something is due that is ours to run; false if none is. */
+/*
+ * A queue of which something is due that is ours to run, and whether it has
+ * workers of its own; false if none is.
+ */
 static bool
-pick_due(char *queue)
+pick_due(char *queue, bool *own)
 {
 	TpcSubscription *sub;
 
 	LWLockAcquire(&node->subscriptions_lock, LW_SHARED);
 	sub = tpc_turn_pick_due(node, number);
 	if (sub != NULL)
+	{
 		strlcpy(queue, sub->name, TPC_NAME_SIZE);
+		*own = sub->workers > 0;
+	}
 	LWLockRelease(&node->subscriptions_lock);
 	return sub != NULL;
 }
@@ -859,6 +818,7 @@ take_first_due(bool look, bool *other)
 {
 	TpcMessageIn *m = NULL;
 	char		queue[TPC_NAME_SIZE];
+	bool		own;
 
 	*other = false;
 	if (!tpc_relation_exists("failed_message"))
@@ -866,16 +826,14 @@ take_first_due(bool look, bool *other)
 	if (look)
 	{
 		int			n;
-		TpcDue	   *due = tpc_failed_due(&n);
+		TpcDue	   *due = tpc_failed_due(node, &n);
 
-		note_due(due, n);
 		if (!tpc_turn_is_own(number))
 			m = take_unlisted(due, n, other);
 	}
-	while (m == NULL && !*other && pick_due(queue))
+	while (m == NULL && !*other && pick_due(queue, &own))
 	{
-		m = tpc_failed_take_due(node, self, queue, tpc_turn_is_own(number),
-								other);
+		m = tpc_failed_take_due(node, self, queue, own, other);
 		if (m == NULL && !*other)
 			note_no_due(queue);
 	}
@@ -1001,7 +959,6 @@ tpc_consume_worker_main(Datum arg)
 	/* before connecting, so that it runs after the transaction's end */
 	before_shmem_exit(settle_at_exit, (Datum) 0);
 	tpc_worker_connect(node, true);
-	give_way_timeout = RegisterTimeout(USER_TIMEOUT, look_whether_to_give_way);
 	job_context = AllocSetContextCreate(TopMemoryContext,
 										"tpc_amqp message",
 										ALLOCSET_DEFAULT_SIZES);

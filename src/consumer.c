@@ -536,7 +536,7 @@ serve(TpcNode *node, TpcBroker *broker, bool blocked)
 		Consumer   *c = lfirst(lc);
 
 		for (; c->new_items > 0; c->new_items--)
-			tpc_wake_consumer(node, c->sub->workers > 0 ? c->id : 0);
+			tpc_wake_consumer(node, c->id, c->sub->workers > 0);
 	}
 	follow(node);
 	serve_settled(node, broker);

@@ -458,12 +458,12 @@ rows_in_hand(TpcNode *node)
  * run, counted as begun, which the caller commits; in the caller's context.
  * NULL if there is none to run, or its subscription has just been given workers
  * of its own, or lost them: *other then says whether one was put away, so that
- * there may be more.  self is the caller's place, which says what it has in
- * hand; the caller clears that.
+ * there may be more.  own_workers: what the caller takes for granted of that.  self
+ * is the caller's place, which says what it has in hand; the caller clears that.
  */
 TpcMessageIn *
 tpc_failed_take_due(TpcNode *node, TpcWorker *self, const char *queue,
-					bool own_worker, bool *other)
+					bool own_workers, bool *other)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TpcMessageIn *m = NULL;
@@ -525,7 +525,7 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, const char *queue,
 			update(m, "kept", 0, NULL);
 			*other = true;
 		}
-		else if ((policy.workers > 0) != own_worker)
+		else if ((policy.workers > 0) != own_workers)
 			m = NULL;
 		else if (m->attempt > policy.retries)
 		{
@@ -581,13 +581,35 @@ tpc_failed_lock(const TpcMessageIn *message)
 					   2, types, values, NULL, false, SPI_OK_SELECT) > 0;
 }
 
+/* Remember when something of each queue is due, as the table says. */
+static void
+note_due(TpcNode *node, const TpcDue *due, int n)
+{
+	dsa_pointer p;
+
+	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	for (p = node->subscriptions; DsaPointerIsValid(p);)
+	{
+		TpcSubscription *sub = dsa_get_address(tpc_area(), p);
+
+		sub->retry_at = DT_NOEND;
+		for (int i = 0; i < n; i++)
+		{
+			if (sub->wanted && strcmp(sub->name, due[i].queue) == 0)
+				sub->retry_at = due[i].at;
+		}
+		p = sub->next;
+	}
+	LWLockRelease(&node->subscriptions_lock);
+}
+
 /*
  * tpc_failed_due: per queue, when the first message is due for another run, in
- * this order; in the caller's context.  However many there are, it reads one
- * per queue.
+ * this order, in the caller's context; and have the list of subscriptions say
+ * so.  However many there are, it reads one per queue.
  */
 TpcDue *
-tpc_failed_due(int *n)
+tpc_failed_due(TpcNode *node, int *n)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TpcDue	   *due;
@@ -623,5 +645,6 @@ tpc_failed_due(int *n)
 			due[i].at = DT_NOEND;
 	}
 	SPI_finish();
+	note_due(node, due, *n);
 	return due;
 }

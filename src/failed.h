@@ -48,9 +48,9 @@ extern bool tpc_failed_put_away(const TpcMessageIn *message, int64 delay_ms);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
 									  const ErrorData *edata,
 									  int64 *delay_ms);
-extern TpcDue *tpc_failed_due(int *n);
+extern TpcDue *tpc_failed_due(TpcNode *node, int *n);
 extern TpcMessageIn *tpc_failed_take_due(TpcNode *node, TpcWorker *self,
-										 const char *queue, bool own_worker,
+										 const char *queue, bool own_workers,
 										 bool *other);
 extern bool tpc_failed_lock(const TpcMessageIn *message);
 extern void tpc_failed_remove(int64 id);

@@ -56,6 +56,7 @@ typedef struct LabelledDatabase
 
 static uint32 wait_event_launcher = 0;
 static bool too_many_logged = false;
+static bool out_of_slots = false;	/* in this round */
 
 /* tpc_launcher_register: while the postmaster loads the library. */
 void
@@ -198,7 +199,10 @@ follow_labels(void)
 	pfree(was_attached);
 }
 
-/* Start a worker unless it runs or was asked for just now. */
+/*
+ * Start a worker unless it runs.  False if that was impossible, or has to wait
+ * for a moment: so that others do not take the slot which that one needs.
+ */
 static bool
 want_worker(TpcNode *node, TpcRole role, int number, TimestampTz now)
 {
@@ -211,8 +215,12 @@ want_worker(TpcNode *node, TpcRole role, int number, TimestampTz now)
 		return true;
 	if (slot->started != 0 &&
 		!TimestampDifferenceExceeds(slot->started, now, RESTART_INTERVAL_MS))
+		return false;
+	if (tpc_worker_start(node, role, number))
 		return true;
-	return tpc_worker_start(node, role, number);
+	node->no_slots = true;
+	out_of_slots = true;
+	return false;
 }
 
 static void
@@ -265,16 +273,30 @@ assign_kinds(TpcNode *node)
 	return n;
 }
 
-/* Bring an attached node's workers to the configured number. */
-static void
-keep_running(TpcNode *node, TimestampTz now)
+static bool
+is_running(const TpcNode *node)
 {
-	bool		ok;
-	int			nprepare;
-	int			nconsume = 0;
-	int			nown;
+	return node->state == TPC_NODE_ATTACHED && node->paused_by == 0;
+}
 
-	ok = want_worker(node, TPC_ROLE_MESSENGER, 0, now);
+/*
+ * An attached node's workers are brought to the configured number in passes
+ * over all nodes, for the slots are the server's: none is taken by what comes
+ * later as long as something lacks that comes earlier, be it of another node.
+ * Each returns whether all that it has to see to run, or have been asked for;
+ * if not start, it only counts them.
+ */
+typedef bool (*Pass) (TpcNode *node, TimestampTz now, bool start);
+
+/* What transactions need, and publishing. */
+static bool
+keep_transactions(TpcNode *node, TimestampTz now, bool start)
+{
+	bool		ok = start;
+	int			nprepare;
+
+	node->no_slots = false;
+	ok = ok && want_worker(node, TPC_ROLE_MESSENGER, 0, now);
 	for (int i = 0; i < TPC_MAX_RESOLVE_WORKERS; i++)
 	{
 		if (i < tpc_resolve_workers)
@@ -283,31 +305,93 @@ keep_running(TpcNode *node, TimestampTz now)
 			kill(node->resolve[i].pid, SIGTERM);
 	}
 	nprepare = assign_kinds(node);
-	for (int i = 0; i < nprepare; i++)
-		ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
 	node->nworkers = 1 + tpc_resolve_workers + nprepare;
 	if (pg_atomic_read_u32(&node->wants_relay) != 0)
 	{
 		ok = ok && want_worker(node, TPC_ROLE_RELAY, 0, now);
 		node->nworkers++;
 	}
-	/* those that are too many leave by themselves, between two messages */
-	if (pg_atomic_read_u32(&node->wants_consumers) != 0)
-		nconsume = tpc_consume_workers;
-	for (int i = 0; i < nconsume; i++)
-		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
-	nown = tpc_turn_assign(node);
-	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS && nown > 0; i++)
-	{
-		if (node->consuming[i].assigned != 0)
-			ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
-	}
-	node->nworkers += nconsume + nown;
-
-	node->no_slots = !ok;
+	for (int i = 0; i < nprepare; i++)
+		ok = ok && want_worker(node, TPC_ROLE_PREPARE, i, now);
+	return ok;
 }
 
-/* Say once, and not while holding a lock, that workers are missing. */
+/* Shared consume workers: who is one too many leaves, between two messages. */
+static bool
+keep_consuming(TpcNode *node, TimestampTz now, bool start)
+{
+	bool		ok = start;
+
+	if (pg_atomic_read_u32(&node->wants_consumers) == 0)
+		return start;
+	for (int i = 0; i < tpc_consume_workers; i++)
+		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
+	node->nworkers += tpc_consume_workers;
+	return ok;
+}
+
+/* Own ones of subscriptions. */
+static bool
+keep_own(TpcNode *node, TimestampTz now, bool start)
+{
+	bool		ok = start;
+
+	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
+	{
+		if (node->consuming[i].assigned == 0 || node->consuming[i].lent)
+			continue;
+		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
+		node->nworkers++;
+	}
+	return ok;
+}
+
+/* Those that are lent: they are not among those that a node needs. */
+static bool
+keep_lent(TpcNode *node, TimestampTz now, bool start)
+{
+	bool		no_slots = node->no_slots;
+	bool		ok = start;
+
+	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
+	{
+		if (node->consuming[i].assigned == 0 || !node->consuming[i].lent)
+			continue;
+		ok = ok && want_worker(node, TPC_ROLE_CONSUME, i, now);
+		node->lacks_lent = node->lacks_lent || (!ok && out_of_slots);
+	}
+	node->no_slots = no_slots;
+	return ok;
+}
+
+/* Bring the workers of all attached nodes to the configured number. */
+static void
+keep_running(TimestampTz now)
+{
+	static const Pass passes[] = {
+		keep_transactions, keep_consuming, keep_own, keep_lent
+	};
+	bool		ok = true;
+
+	out_of_slots = false;
+	for (int i = 0; i < tpc_max_nodes; i++)
+	{
+		if (is_running(&tpc_shared->nodes[i]))
+			tpc_turn_assign(&tpc_shared->nodes[i]);
+	}
+	for (int pass = 0; pass < (int) lengthof(passes); pass++)
+	{
+		bool		start = ok;
+
+		for (int i = 0; i < tpc_max_nodes; i++)
+		{
+			if (is_running(&tpc_shared->nodes[i]))
+				ok = passes[pass] (&tpc_shared->nodes[i], now, start) && ok;
+		}
+	}
+}
+
+/* Say, and not while holding a lock, that workers are missing. */
 static void
 report_missing_workers(void)
 {
@@ -323,6 +407,13 @@ report_missing_workers(void)
 					 errdetail("It needs %d processes.", node->nworkers),
 					 errhint("You might need to increase \"max_worker_processes\".")));
 		node->no_slots_logged = node->no_slots;
+		if (is_running(node) && node->lacks_lent &&
+			tpc_worker_may_log(&node->lacks_lent_logged))
+			ereport(LOG,
+					(errmsg("subscriptions of node \"%s\" wait for workers",
+							node->name),
+					 errdetail("Handlers of others keep all shared workers busy, and there is no worker slot, or place, left to lend them one."),
+					 errhint("You might need to increase \"max_worker_processes\", or to subscribe what takes long with workers of its own.")));
 	}
 }
 
@@ -426,6 +517,8 @@ wind_down(TpcNode *node)
 	node->connected_since = 0;
 	node->no_slots = false;
 	node->no_slots_logged = false;
+	node->lacks_lent = false;
+	node->lacks_lent_logged = 0;
 	tpc_node_init_workers(node);
 	memset(&node->floor, 0, sizeof(node->floor));
 	pg_atomic_write_u64(&node->incarnation, 0);
@@ -456,10 +549,7 @@ look_after_nodes(void)
 				if (node->paused_by != 0 &&
 					BackendPidGetProc(node->paused_by) == NULL)
 					node->paused_by = 0;
-				if (node->paused_by == 0)
-					keep_running(node, now);
-				else
-					moving = true;
+				moving = moving || node->paused_by != 0;
 				break;
 			case TPC_NODE_STOPPING:
 				wind_down(node);
@@ -467,6 +557,7 @@ look_after_nodes(void)
 				break;
 		}
 	}
+	keep_running(now);
 	LWLockRelease(&tpc_shared->control);
 	report_missing_workers();
 	return moving;

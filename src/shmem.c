@@ -98,8 +98,6 @@ tpc_node_init_workers(TpcNode *node)
 		pg_atomic_init_u64(&node->consume[i].retrying, 0);
 	}
 	memset(node->consuming, 0, sizeof(node->consuming));
-	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
-		pg_atomic_init_u32(&node->consuming[i].give_way, 0);
 	memset(node->prepare_kind, TPC_KIND_GENERAL, sizeof(node->prepare_kind));
 	pg_atomic_init_u32(&node->wants_relay, 0);
 	pg_atomic_init_u32(&node->wants_consumers, 0);
@@ -359,34 +357,32 @@ wake_idle(TpcWorker *worker)
  * Wake one that waits for work.  If none does, all are busy, and look at the
  * queue again before they wait.
  */
-static void
+static bool
 wake_one(TpcWorker *workers, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
 		if (wake_idle(&workers[i]))
-			return;
+			return true;
 	}
+	return false;
 }
 
 void
 tpc_wake_resolver(TpcNode *node)
 {
-	wake_one(node->resolve, TPC_MAX_RESOLVE_WORKERS);
+	(void) wake_one(node->resolve, TPC_MAX_RESOLVE_WORKERS);
 }
 
 /*
- * tpc_wake_consumer: a message has arrived that a consume worker is to run: an
- * own one of this subscription, or (0) a shared one.
+ * tpc_wake_consumer: a message of this subscription has arrived: wake one of
+ * its own workers, or, if it has none, a shared one or that which is lent to it.
  */
 void
-tpc_wake_consumer(TpcNode *node, uint64 subscription)
+tpc_wake_consumer(TpcNode *node, uint64 subscription, bool own)
 {
-	if (subscription == 0)
-	{
-		wake_one(node->consume, tpc_consume_workers);
+	if (!own && wake_one(node->consume, tpc_consume_workers))
 		return;
-	}
 	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
 	{
 		if (node->consuming[i].assigned == subscription &&

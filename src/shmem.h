@@ -63,16 +63,19 @@ typedef struct TpcWorker
 } TpcWorker;
 
 /*
- * What a consume worker is at; see turn.c.  Under subscriptions_lock, but for
- * give_way, and that a worker may read its own serial without.
+ * What a consume worker is at; see turn.c.  Under subscriptions_lock; but its
+ * worker, and who wakes one, reads assigned without, and acts on what may just
+ * have changed: the one looks again before it takes anything, and of the other
+ * the worker does that wakes up by itself.
  */
 typedef struct TpcConsuming
 {
-	uint64		assigned;		/* launcher: whose own worker; 0: nobody's */
-	uint64		subscription;	/* whose handler it runs; 0: none */
-	uint32		serial;			/* of the run */
-	TimestampTz since;
-	pg_atomic_uint32 give_way;	/* messenger: serial of the run that is to */
+	uint64		assigned;		/* launcher: whose worker it is, if its place
+								 * is not a shared one; 0: nobody's */
+	bool		lent;			/* launcher: … for a time */
+	bool		busy;			/* it runs a handler … */
+	TimestampTz since;			/* … since then … */
+	uint64		subscription;	/* … of this one; 0: of one not listed */
 } TpcConsuming;
 
 /* A kind of calls that has a queue and workers of its own. */
@@ -226,6 +229,9 @@ typedef struct TpcNode
 	int			nworkers;		/* launcher: how many it is to have */
 	bool		no_slots;		/* launcher: the server is out of worker slots … */
 	bool		no_slots_logged;	/* … and it has said so */
+	bool		lacks_lent;		/* launcher: somebody waits who cannot be lent
+								 * a worker … */
+	TimestampTz lacks_lent_logged;	/* … and when it said so */
 
 	/* attach() and its messenger, under control */
 	dsa_pointer attach_params;
@@ -533,7 +539,7 @@ extern void tpc_wake_messenger(TpcNode *node);
 extern void tpc_wake_lead(TpcNode *node);
 extern void tpc_wake_relay(TpcNode *node);
 extern void tpc_poke_relay(TpcNode *node);
-extern void tpc_wake_consumer(TpcNode *node, uint64 subscription);
+extern void tpc_wake_consumer(TpcNode *node, uint64 subscription, bool own);
 extern void tpc_wake_consumers(TpcNode *node);
 extern void tpc_wake_resolver(TpcNode *node);
 extern void tpc_wake_prepare_worker(TpcNode *node, int kind);

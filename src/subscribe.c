@@ -30,6 +30,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "failed.h"
 #include "handler.h"
 #include "message.h"
 #include "object.h"
@@ -806,6 +807,20 @@ clean(void)
 }
 
 /*
+ * Consume workers look for failed messages that are due.  If they are all busy
+ * we do, so that turn.c sees whose wait.
+ */
+static void
+look_for_due(TpcNode *node)
+{
+	TimestampTz at = (TimestampTz) pg_atomic_read_u64(&node->retry_at);
+	int			n;
+
+	if (TimestampDifferenceExceeds(at, GetCurrentTimestamp(), FOLLOW_MS))
+		(void) tpc_failed_due(node, &n);
+}
+
+/*
  * tpc_subscription_follow: in the relay's main loop, outside of a transaction:
  * follow the table, if it may have changed.  Returns after how many
  * milliseconds to come again at the latest.
@@ -833,6 +848,8 @@ tpc_subscription_follow(TpcNode *node)
 		}
 		else if (pg_atomic_exchange_u32(&node->wants_consumers, 1) == 0)
 			tpc_wake_launcher();
+		else
+			look_for_due(node);
 		tpc_worker_end();
 		changes_seen = changes;
 		followed_at = now;

@@ -33,14 +33,15 @@ typedef enum TpcSubscriptionCounter
 	TPC_SUB_KEPT,
 	TPC_SUB_DROPPED,
 	TPC_SUB_REJECTED,			/* too long to be taken at all */
-	TPC_SUB_DEFERRED,			/* runs put off, which do not count */
+	TPC_SUB_DEFERRED,			/* put off: another run was not finished */
 	TPC_SUB_NCOUNTERS
 } TpcSubscriptionCounter;
 
 /*
  * One subscription, in the shared area; in the list node->subscriptions.  All
  * fields under subscriptions_lock, except that the messenger, which alone
- * removes entries, may read what never changes without it.
+ * removes entries, may read what never changes without it, and that the queue
+ * of items is under queue_lock: its number, read without, may be old.
  */
 typedef struct TpcSubscription
 {
@@ -69,10 +70,11 @@ typedef struct TpcSubscription
 	int			running;		/* … that one has */
 
 	/* for turn.c */
-	uint64		turn;			/* when a run last began */
-	int64		last_run_ms;	/* how long the last one took */
-	int64		barred_ms;		/* it does not get the last free worker … */
-	TimestampTz barred_until;	/* … until then */
+	int			runs;			/* going, those of failed messages included */
+	uint64		turn;			/* when one last began */
+	TimestampTz waits_since;	/* messenger: with work, but no run; 0: it
+								 * does not */
+	TimestampTz lent_until;		/* it has a worker lent to it */
 	TimestampTz retry_at;		/* when the first failed message is due, as
 								 * far as is known; DT_NOEND: never */
 

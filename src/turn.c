@@ -9,27 +9,21 @@
  * turn, and has all workers while nobody else has anything to do.
  *
  * That alone would not do.  A handler may hang, one in each worker, and nobody
- * can know beforehand which will.  So one of the shared workers is lent only:
- * if all of them have been busy for a while, and somebody waits who needs
- * little of their time, then one run has to give way.  Its message is put off
- * without its being counted, and its subscription does not get the last free
- * worker for some time; its runs in the others are never interrupted.
- *
- * "A while" is a second, or four times what the last run took of who waits.
- * So those that are equally slow do not interrupt each other.
+ * can know beforehand which will, nor whether what takes long is at fault: so
+ * none is interrupted.  Instead, who waits while all shared workers have been
+ * busy for a while is lent a worker: one of the places for own workers, until
+ * it has had nothing to do for some time, or a shared worker works for it.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "settings.h"
 #include "turn.h"
 
-/* How many times as long as who waits needs, others may take. */
-#define PATIENCE		4
-/* For how long to leave the last worker to others; then twice as long … */
-#define BAR_MIN_MS		10000
-#define BAR_MAX_MS		300000
+/* How long who waits leaves the shared workers to others. */
+#define PATIENCE_MS		1000
+/* How long a worker stays lent after there was something for it to do. */
+#define LINGER_MS		5000
 
 static TpcSubscription *
 entry_at(dsa_pointer p)
@@ -37,55 +31,33 @@ entry_at(dsa_pointer p)
 	return dsa_get_address(tpc_area(), p);
 }
 
-/* tpc_turn_is_own: whether a worker's place is one for own workers. */
+/* tpc_turn_is_own: whether a worker's place is one for own or lent workers. */
 bool
 tpc_turn_is_own(int number)
 {
 	return number >= TPC_MAX_SHARED_CONSUMERS;
 }
 
-static int
-runs_of(TpcNode *node, uint64 id)
-{
-	int			n = 0;
-
-	for (int i = 0; i < TPC_MAX_CONSUME_WORKERS; i++)
-		n += node->consuming[i].subscription == id ? 1 : 0;
-	return n;
-}
-
-/* Whether no other one of the shared workers is free, of several. */
-static bool
-is_last_free(TpcNode *node, int number)
-{
-	int			others = 0;
-
-	for (int i = 0; i < TPC_MAX_SHARED_CONSUMERS; i++)
-	{
-		if (i == number || node->consume[i].pid == 0)
-			continue;
-		if (node->consuming[i].subscription == 0)
-			return false;
-		others++;
-	}
-	return others > 0;
-}
-
 /*
- * tpc_turn_may_run: whether a worker may work for this subscription now.  The
+ * tpc_turn_may_run: whether a worker may work for this subscription.  The
  * caller holds the lock of subscriptions.
  */
 bool
-tpc_turn_may_run(TpcNode *node, int number, const TpcSubscription *sub,
-				 TimestampTz now)
+tpc_turn_may_run(TpcNode *node, int number, const TpcSubscription *sub)
 {
 	Assert(LWLockHeldByMe(&node->subscriptions_lock));
 	if (!sub->wanted)
 		return false;
 	if (tpc_turn_is_own(number))
 		return node->consuming[number].assigned == sub->id;
-	return sub->workers == 0 &&
-		(sub->barred_until <= now || !is_last_free(node, number));
+	return sub->workers == 0;
+}
+
+/* Whether there is something for a worker to do, as far as is known. */
+static bool
+has_work(const TpcSubscription *sub, TimestampTz now)
+{
+	return sub->items.count > 0 || sub->retry_at <= now;
 }
 
 /*
@@ -95,26 +67,20 @@ tpc_turn_may_run(TpcNode *node, int number, const TpcSubscription *sub,
 static TpcSubscription *
 pick(TpcNode *node, int number, bool arrived)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = arrived ? 0 : GetCurrentTimestamp();
 	TpcSubscription *best = NULL;
-	int			best_runs = 0;
 	dsa_pointer p;
 
 	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
 	{
 		TpcSubscription *sub = entry_at(p);
-		int			runs;
 
 		if ((arrived ? sub->items.count == 0 : sub->retry_at > now) ||
-			!tpc_turn_may_run(node, number, sub, now))
+			!tpc_turn_may_run(node, number, sub))
 			continue;
-		runs = runs_of(node, sub->id);
-		if (best == NULL || runs < best_runs ||
-			(runs == best_runs && sub->turn < best->turn))
-		{
+		if (best == NULL || sub->runs < best->runs ||
+			(sub->runs == best->runs && sub->turn < best->turn))
 			best = sub;
-			best_runs = runs;
-		}
 	}
 	return best;
 }
@@ -143,30 +109,39 @@ tpc_turn_pick_due(TpcNode *node, int number)
 TimestampTz
 tpc_turn_due(TpcNode *node, int number)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz due = (TimestampTz) pg_atomic_read_u64(&node->retry_at);
 	dsa_pointer p;
 
 	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
 	{
 		if (entry_at(p)->retry_at < due &&
-			tpc_turn_may_run(node, number, entry_at(p), now))
+			tpc_turn_may_run(node, number, entry_at(p)))
 			due = entry_at(p)->retry_at;
 	}
 	return due;
 }
 
-/* tpc_turn_begin: a worker begins a run.  The caller holds the lock. */
+/*
+ * tpc_turn_begin: a worker begins a run, of a message whose subscription may
+ * not be in the list: sub is NULL then.  The caller holds the lock.
+ */
 void
 tpc_turn_begin(TpcNode *node, int number, TpcSubscription *sub)
 {
 	TpcConsuming *run = &node->consuming[number];
 
 	Assert(LWLockHeldByMeInMode(&node->subscriptions_lock, LW_EXCLUSIVE));
-	run->serial++;
-	run->subscription = sub->id;
+	run->busy = true;
 	run->since = GetCurrentTimestamp();
+	run->subscription = 0;
+	if (sub == NULL)
+		return;
+	run->subscription = sub->id;
+	sub->runs++;
 	sub->turn = ++node->turns;
+	sub->waits_since = 0;
+	if (!tpc_turn_is_own(number))
+		sub->lent_until = 0;
 }
 
 /*
@@ -174,114 +149,119 @@ tpc_turn_begin(TpcNode *node, int number, TpcSubscription *sub)
  * lock.
  */
 void
-tpc_turn_end(TpcNode *node, int number, bool gave_way)
+tpc_turn_end(TpcNode *node, int number)
 {
 	TpcConsuming *run = &node->consuming[number];
 	TpcSubscription *sub;
-	long		ms;
 
 	Assert(LWLockHeldByMeInMode(&node->subscriptions_lock, LW_EXCLUSIVE));
-	if (run->subscription == 0)
+	if (!run->busy)
 		return;
 	sub = tpc_subscription_find(node, run->subscription);
+	if (sub != NULL)
+		sub->runs--;
+	run->busy = false;
 	run->subscription = 0;
-	if (sub == NULL)
-		return;
-	ms = TimestampDifferenceMilliseconds(run->since, GetCurrentTimestamp());
-	sub->last_run_ms = gave_way ? Max(sub->last_run_ms, ms) : ms;
-	if (!gave_way && ms <= TPC_TURN_QUICK_MS)
-		sub->barred_ms = sub->barred_until = 0;
 }
 
-/* How long others may take while this one waits; -1 if it does not. */
-static int64
-patience_of(TpcNode *node, const TpcSubscription *sub, TimestampTz now)
+/* Whether no shared worker has been free for a while.  Both locks are held. */
+static bool
+all_are_busy(TpcNode *node, TimestampTz now)
 {
-	if (!sub->wanted || sub->workers != 0 || sub->barred_until > now ||
-		(sub->items.count == 0 && sub->retry_at > now) ||
-		runs_of(node, sub->id) > 0)
-		return -1;
-	return Max(TPC_TURN_QUICK_MS, PATIENCE * sub->last_run_ms);
+	int			nworkers = 0;
+
+	for (int i = 0; i < TPC_MAX_SHARED_CONSUMERS; i++)
+	{
+		const TpcConsuming *run = &node->consuming[i];
+
+		if (node->consume[i].pid == 0)
+			continue;
+		nworkers++;
+		if (!run->busy ||
+			!TimestampDifferenceExceeds(run->since, now, PATIENCE_MS))
+			return false;
+	}
+	return nworkers > 0;
 }
 
 /*
- * tpc_turn_look_after: the messenger, several times a second: if the shared
- * workers are all busy while somebody waits, tell one run to give way.
+ * tpc_turn_look_after: the messenger, at least once a second: see who waits
+ * for how long, and who is to be lent a worker, which the launcher then does.
  */
 void
 tpc_turn_look_after(TpcNode *node)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		patience = -1;
-	int			nworkers = 0;
-	int			victim = -1;
-	int			victim_runs = 0;
-	TpcSubscription *sub;
+	bool		lend = false;
+	bool		busy;
 	dsa_pointer p;
 
+	LWLockAcquire(&tpc_shared->control, LW_SHARED);
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
+	busy = all_are_busy(node, now);
 	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
 	{
-		int64		ms = patience_of(node, entry_at(p), now);
+		TpcSubscription *sub = entry_at(p);
+		TimestampTz until = TimestampTzPlusMilliseconds(now, LINGER_MS);
 
-		if (ms >= 0 && (patience < 0 || ms < patience))
-			patience = ms;
-	}
-	for (int i = 0; i < TPC_MAX_SHARED_CONSUMERS && patience >= 0; i++)
-	{
-		TpcConsuming *run = &node->consuming[i];
-		int			runs;
-
-		if (node->consume[i].pid == 0)
+		if (!sub->wanted || sub->workers > 0)
 			continue;
-		nworkers++;
-		if (run->subscription == 0 ||
-			pg_atomic_read_u32(&run->give_way) == run->serial ||
-			!TimestampDifferenceExceeds(run->since, now, patience))
-			patience = -1;		/* one will be free without that */
-		runs = runs_of(node, run->subscription);
-		if (victim < 0 || runs > victim_runs ||
-			(runs == victim_runs &&
-			 run->since > node->consuming[victim].since))
+		if (sub->lent_until > now && (sub->runs > 0 || has_work(sub, now)))
+			sub->lent_until = until;
+		if (sub->runs > 0 || !has_work(sub, now))
+			sub->waits_since = 0;
+		else if (sub->waits_since == 0)
+			sub->waits_since = now;
+		else if (busy && sub->lent_until <= now &&
+				 TimestampDifferenceExceeds(sub->waits_since, now,
+											PATIENCE_MS))
 		{
-			victim = i;
-			victim_runs = runs;
-		}
-	}
-	if (patience >= 0 && nworkers > 1)
-	{
-		TpcConsuming *run = &node->consuming[victim];
-
-		pg_atomic_write_u32(&run->give_way, run->serial);
-		sub = tpc_subscription_find(node, run->subscription);
-		if (sub != NULL)
-		{
-			sub->barred_ms = Min(Max(BAR_MIN_MS, 2 * sub->barred_ms),
-								 BAR_MAX_MS);
-			sub->barred_until = TimestampTzPlusMilliseconds(now,
-															sub->barred_ms);
+			sub->lent_until = until;
+			lend = true;
 		}
 	}
 	LWLockRelease(&node->subscriptions_lock);
+	LWLockRelease(&tpc_shared->control);
+	if (lend)
+		tpc_wake_launcher();
 }
 
-/* A place for one more worker of a subscription; -1 if there is none. */
+/* How many places a subscription is to have. */
 static int
-free_place(TpcNode *node)
+places_for(const TpcSubscription *sub, TimestampTz now)
+{
+	if (!sub->wanted)
+		return 0;
+	if (sub->workers > 0)
+		return sub->workers;
+	return sub->lent_until > now ? 1 : 0;
+}
+
+/*
+ * A place for one more worker of a subscription, one that is lent if need be
+ * and an own worker is to have it; -1 if there is none.
+ */
+static int
+free_place(TpcNode *node, bool lend)
 {
 	int			best = -1;
 	int			best_rank = 0;
 
 	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
 	{
-		int			rank = 3;	/* its process is idle, and stays */
+		const TpcConsuming *place = &node->consuming[i];
+		int			rank = 4;	/* its process is idle, and stays */
 
-		if (node->consuming[i].assigned != 0)
-			continue;
-		if (node->consuming[i].subscription != 0)
-			rank = 1;			/* it has a run to finish first */
+		if (place->assigned != 0)
+		{
+			if (lend || !place->lent)
+				continue;
+			rank = 1;
+		}
+		else if (place->busy)
+			rank = 2;			/* it has a run to finish first */
 		else if (node->consume[i].pid == 0)
-			rank = 2;
+			rank = 3;
 		if (rank > best_rank)
 		{
 			best = i;
@@ -292,23 +272,53 @@ free_place(TpcNode *node)
 }
 
 static void
-assign(TpcNode *node, int number, uint64 id)
+assign(TpcNode *node, int number, uint64 id, bool lent)
 {
 	node->consuming[number].assigned = id;
+	node->consuming[number].lent = lent;
 	if (node->consume[number].latch != NULL)
 		SetLatch(node->consume[number].latch);
 }
 
+/* Give places to those that have too few: as their own, or lent. */
+static void
+assign_places(TpcNode *node, bool lend, TimestampTz now)
+{
+	dsa_pointer p;
+
+	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
+	{
+		TpcSubscription *sub = entry_at(p);
+		int			have = 0;
+
+		if ((sub->workers == 0) != lend)
+			continue;
+		for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS;
+			 i++)
+			have += node->consuming[i].assigned == sub->id ? 1 : 0;
+		for (; have < places_for(sub, now); have++)
+		{
+			int			place = free_place(node, lend);
+
+			if (place < 0)
+			{
+				node->lacks_lent = node->lacks_lent || lend;
+				return;
+			}
+			assign(node, place, sub->id, lend);
+		}
+	}
+}
+
 /*
- * tpc_turn_assign: say which places are whose own; returns how many are.  A
- * worker that finds its place to be nobody's leaves when it has finished its
- * run.  The launcher, which holds control.
+ * tpc_turn_assign: say which places are whose.  A worker that finds its place
+ * to be nobody's leaves when it has finished its run.  The launcher, which
+ * holds control.
  */
-int
+void
 tpc_turn_assign(TpcNode *node)
 {
-	int			n = 0;
-	dsa_pointer p;
+	TimestampTz now = GetCurrentTimestamp();
 
 	LWLockAcquire(&node->subscriptions_lock, LW_EXCLUSIVE);
 	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
@@ -322,35 +332,17 @@ tpc_turn_assign(TpcNode *node)
 		sub = tpc_subscription_find(node, id);
 		for (int j = TPC_MAX_SHARED_CONSUMERS; j < i; j++)
 			before += node->consuming[j].assigned == id ? 1 : 0;
-		if (sub == NULL || !sub->wanted || before >= sub->workers)
+		if (sub == NULL || before >= places_for(sub, now))
 			node->consuming[i].assigned = 0;
 	}
-	for (p = node->subscriptions; DsaPointerIsValid(p); p = entry_at(p)->next)
-	{
-		TpcSubscription *sub = entry_at(p);
-		int			have = 0;
-
-		if (!sub->wanted)
-			continue;
-		for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS;
-			 i++)
-			have += node->consuming[i].assigned == sub->id ? 1 : 0;
-		for (; have < sub->workers; have++)
-		{
-			int			place = free_place(node);
-
-			if (place < 0)
-				break;
-			assign(node, place, sub->id);
-		}
-		n += have;
-	}
+	node->lacks_lent = false;
+	assign_places(node, false, now);
+	assign_places(node, true, now);
 	/* who has none any more leaves */
 	for (int i = TPC_MAX_SHARED_CONSUMERS; i < TPC_MAX_CONSUME_WORKERS; i++)
 	{
 		if (node->consuming[i].assigned == 0 && node->consume[i].pid != 0)
-			assign(node, i, 0);
+			assign(node, i, 0, false);
 	}
 	LWLockRelease(&node->subscriptions_lock);
-	return n;
 }

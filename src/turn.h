@@ -10,18 +10,15 @@
 
 #include "subscription.h"
 
-/* Worker: a run that takes no longer is a quick one. */
-#define TPC_TURN_QUICK_MS	1000
-
 extern bool tpc_turn_is_own(int number);
 extern bool tpc_turn_may_run(TpcNode *node, int number,
-							 const TpcSubscription *sub, TimestampTz now);
+							 const TpcSubscription *sub);
 extern TpcSubscription *tpc_turn_pick(TpcNode *node, int number);
 extern TpcSubscription *tpc_turn_pick_due(TpcNode *node, int number);
 extern TimestampTz tpc_turn_due(TpcNode *node, int number);
 extern void tpc_turn_begin(TpcNode *node, int number, TpcSubscription *sub);
-extern void tpc_turn_end(TpcNode *node, int number, bool gave_way);
+extern void tpc_turn_end(TpcNode *node, int number);
 extern void tpc_turn_look_after(TpcNode *node);
-extern int	tpc_turn_assign(TpcNode *node);
+extern void tpc_turn_assign(TpcNode *node);
 
 #endif							/* TPC_TURN_H */

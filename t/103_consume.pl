@@ -39,6 +39,18 @@ CREATE FUNCTION public.temp(arg jsonb) RETURNS void LANGUAGE plpgsql AS
 	END$$;
 CREATE FUNCTION public.slow(arg jsonb) RETURNS void LANGUAGE sql AS
 	$$SELECT pg_catalog.pg_sleep(60)$$;
+CREATE FUNCTION public.catch(arg jsonb) RETURNS void LANGUAGE plpgsql AS
+	$$BEGIN
+		PERFORM pg_sleep(60);
+	EXCEPTION WHEN query_canceled THEN
+		INSERT INTO public.done (arg) VALUES ($1);
+	END$$;
+CREATE FUNCTION public.wrap(arg jsonb) RETURNS void LANGUAGE plpgsql AS
+	$$BEGIN
+		PERFORM pg_sleep(60);
+	EXCEPTION WHEN query_canceled THEN
+		RAISE EXCEPTION 'wrapped';
+	END$$;
 CREATE FUNCTION public.ask(arg jsonb) RETURNS void LANGUAGE sql AS
 	$$INSERT INTO public.done (arg) VALUES ($1);
 	  SELECT tpc_amqp.call('store', 'book', arg->'body')$$;
@@ -454,6 +466,16 @@ $shop->poll("SELECT state = 'kept'
 	AND error = 'the handler did not finish within 200 ms'
 	FROM tpc_amqp.failed_messages");
 pass('a handler has a time-out');
+for my $how ('catch', 'wrap')
+{
+	$shop->sql("SELECT tpc_amqp.register_handler('slow', 'public.$how(jsonb)')");
+	$amqp->send('', 'hostile', TpcAmqp->user($how, message_id => $how));
+	$shop->poll("SELECT state = 'kept' AND sqlstate = '57014'
+		AND error = 'the handler did not finish within 200 ms'
+		FROM tpc_amqp.failed_messages WHERE message_id = '$how'");
+	is($shop->sql("SELECT count(*) FROM public.done WHERE arg->>'body' = '$how'"),
+		0, "which it cannot evade: $how");
+}
 $shop->sql('ALTER SYSTEM RESET tpc_amqp.consume_timeout');
 $cluster->reload;
 subscribe('hostile', 'picky', q(on_error => '{"retries": 0,

@@ -1,5 +1,6 @@
 # Who of several subscriptions is worked for: what hangs in some of them holds
-# up no other, and those with workers of their own share nothing.
+# up no other, for those that wait are lent workers; those with workers of their
+# own share nothing.
 
 use strict;
 use warnings;
@@ -121,8 +122,15 @@ sub let_go
 	return;
 }
 
+sub hanging
+{
+	my ($n) = @_;
+	return $shop->poll("SELECT count(*) >= $n FROM pg_locks
+		WHERE locktype = 'advisory' AND NOT granted");
+}
+
 $amqp->declare($_) for qw(a b c d);
-subscribe($_) for qw(a b c);
+subscribe($_) for qw(a b c d);
 workers_are(2, 'two workers');
 
 # ---- one that is alone has all of them
@@ -134,41 +142,59 @@ pass('one subscription has all workers while it is alone');
 let_go();
 settled('and has its messages done');
 
-# ---- two that hang do not hold up a third
+# ---- three that hang do not hold up a fourth
 
 hold();
-send_to($_, map { "hang $_" } 1 .. 3) for qw(a b);
-$shop->poll("SELECT sum(running) = 2 FROM tpc_amqp.subscriptions
-	WHERE queue IN ('a', 'b')");
-send_to('c', 'quick');
-taken('c', 'quick', 'two handlers that hang do not hold up a third');
-send_to('c', map { "quick $_" } 1 .. 20);
-taken('c', 'quick 20', 'nor those after it');
-is( $shop->sql("SELECT sum(deferred) > 0, sum(failed), sum(retried)
-		FROM tpc_amqp.subscriptions"),
-	't|0|0', 'what gave way has not failed');
-ok( $shop->sql("SELECT count(*) > 0 FROM pg_locks
-		WHERE locktype = 'advisory' AND NOT granted") eq 't',
-	'and one goes on waiting');
+send_to('a', map { "hang $_" } 1 .. 3);
+running('a', 2);
+send_to($_, map { "hang $_" } 1 .. 3) for qw(b c);
+running($_, 1) for qw(b c);
+send_to('d', 'quick');
+taken('d', 'quick', 'handlers that hang in all workers hold up no other');
+send_to('d', map { "quick $_" } 1 .. 20);
+taken('d', 'quick 20', 'nor those after it');
+workers_are(4, 'a worker that has nothing to do is not lent any longer');
+is( $shop->sql("SELECT string_agg(running || ' ' || waiting, ', '
+		ORDER BY queue) FROM tpc_amqp.subscriptions"),
+	'2 1, 1 2, 1 2, 0 0', 'each subscription is lent one at most');
 let_go();
-settled('all of it is done in the end, once');
-is($shop->sql('SELECT sum(failed) FROM tpc_amqp.subscriptions'),
-	0, 'and nothing has failed');
+settled('all of it is done, once');
+is( $shop->sql('SELECT sum(failed), sum(retried), sum(deferred)
+		FROM tpc_amqp.subscriptions'),
+	'0|0|0', 'and nothing was interrupted');
+workers_are(2, 'then there are two workers again');
 
-# ---- nor do their retries, nor do they hold up those of a third
+# ---- nor do their retries, nor do they hold up those of others
 
-subscribe($_) for qw(a b);
 hold();
-send_to($_, map { "late $_" } 1 .. 3) for qw(a b);
-$shop->poll("SELECT count(*) = 2 FROM pg_locks
-	WHERE locktype = 'advisory' AND NOT granted");
-send_to('c', 'flaky');
-taken('c', 'flaky', 'retries that hang hold up neither a message nor its retry');
+send_to($_, map { "late $_" } 1 .. 3) for qw(a b c);
+hanging(2);
+send_to('d', 'flaky');
+taken('d', 'flaky', 'retries that hang hold up neither a message nor its retry');
 let_go();
 settled('which are done in the end, once');
 is( $shop->sql("SELECT queue, failed, kept FROM tpc_amqp.subscriptions
-		WHERE queue IN ('a', 'b') ORDER BY queue"),
-	"a|3|0\nb|3|0", 'each failed once');
+		WHERE queue <> 'd' ORDER BY queue"),
+	"a|3|0\nb|3|0\nc|3|0", 'each failed once');
+
+# A message that a person has run again is found by nobody else then.
+hold();
+$shop->sql("SELECT tpc_amqp.subscribe('d', 'take',
+	on_error => '{\"retries\": 0}')");
+send_to('d', 'flaky again');
+$shop->poll("SELECT count(*) = 1 FROM tpc_amqp.failed_messages
+	WHERE state = 'kept'");
+workers_are(2, 'two workers');
+send_to('a', map { "hang $_" } 1 .. 2);
+hanging(2);
+$shop->sql("UPDATE tpc_amqp.failed_message SET body = 'quick again'");
+$shop->sql('SELECT tpc_amqp.retry_message(id) FROM tpc_amqp.failed_messages');
+$shop->poll("SELECT count(*) = 1 FROM public.done
+	WHERE body = 'quick again'");
+pass('nor one that is to be run again');
+$sent[-3] = 'd quick again';
+let_go();
+settled('all of it is done');
 
 # ---- workers of one's own
 
@@ -191,20 +217,21 @@ send_to('d', map { "hang $_" } 1 .. 3);
 running('d', 2);
 pass('they work at a time');
 send_to('c', 'last');
-$shop->poll("SELECT sum(waiting) = 2 FROM tpc_amqp.subscriptions
-	WHERE queue IN ('b', 'c')");
-is($shop->sql("SELECT count(*) FROM public.done WHERE queue IN ('b', 'c')"),
-	0, 'and for nobody else');
+taken('b', 'quick', 'who shares one that hangs is lent another one');
+taken('c', 'last', '... each');
+is( $shop->sql("SELECT count(*) FROM public.done
+		WHERE queue IN ('b', 'c') AND pid IN (
+			SELECT pid FROM public.done WHERE queue = 'd')"),
+	0, 'which is nobody\'s own');
 
-# With one worker, who has waited longer comes first.
+# Who has a run going is lent none.
 send_to('a', map { "quick $_" } 1 .. 5);
-$shop->poll("SELECT waiting = 5 FROM tpc_amqp.subscriptions
-	WHERE queue = 'a'");
+workers_are(3, 'those that were lent leave');
+is( $shop->sql("SELECT waiting FROM tpc_amqp.subscriptions
+		WHERE queue = 'a'"),
+	5, 'a subscription waits for itself');
 let_go();
 settled('all of it is done');
-is( $shop->sql("SELECT sum(deferred) FROM tpc_amqp.subscriptions
-		WHERE queue = 'd'"),
-	0, 'no run of an own worker gives way');
 
 # ---- the number changes
 
@@ -269,6 +296,17 @@ subscribe('d', 'workers => 64');
 TpcTest->wait_for_log($cluster, qr/It needs \d\d processes/, $offset);
 send_to('d', 1 .. 5);
 settled('those that there are work');
+hold();
+send_to('a', 'hang');
+hanging(1);
+$offset = TpcTest->log_size($cluster);
+send_to('b', 'quick');
+TpcTest->wait_for_log($cluster,
+	qr/subscriptions of node "turns" wait for workers/, $offset);
+is($shop->sql("SELECT count(*) FROM public.done WHERE queue = 'b'"),
+	0, 'without a worker slot, others wait');
+let_go();
+settled('until a worker is free');
 $shop->sql("SELECT tpc_amqp.unsubscribe('d')");
 workers_are(1, 'unsubscribed, they leave');
 
