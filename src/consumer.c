@@ -11,8 +11,13 @@
  *
  * How much there can be in memory is bounded twice: by the prefetch of each
  * subscription, and by a share of the area for all of them, so that there
- * always is room for the protocol between nodes.  What finds no room goes back
- * to its queue after a pause.
+ * always is room for the protocol between nodes.  So that subscriptions which
+ * do not go on do not hold up others, one that has nothing in memory gets in
+ * beyond that share, with one message.
+ *
+ * What finds no room is held: its delivery stays open, without its body.  It
+ * goes back to its queue, which is how its body is had again, only when there
+ * is room: brokers count deliveries, and drop what has had too many.
  *
  * One that is not wanted any more is cancelled first, and its channel stays
  * until what is under way is acknowledged.
@@ -35,10 +40,15 @@
 #define RETRY_MAX_MS	10000
 /* How often to ask how many messages are in a queue. */
 #define MEASURE_MS		2000
-/* How long what finds no room is held back. */
-#define HOLD_MS			1000
-/* Share of the area that messages may take. */
+/* Share of the area that messages may take, and with what gets in beyond. */
 #define AREA_SHARE		4
+#define AREA_SHARE_ALL	2
+/* What has gone back because there is room is expected within that time. */
+#define RETURN_MS		1000
+/* How long nothing goes back if the area had no room, for all our share. */
+#define AREA_FULL_MS	30000
+/* What has been held for longer comes before what arrives. */
+#define HELD_LONG_MS	5000
 /* How often to look whether somebody waits for workers. */
 #define TURN_MS			250
 
@@ -55,7 +65,8 @@ typedef enum ConsumerState
 typedef struct Held
 {
 	uint64		tag;
-	TimestampTz until;
+	size_t		len;			/* of its item */
+	TimestampTz since;
 } Held;
 
 typedef struct Consumer
@@ -73,9 +84,10 @@ typedef struct Consumer
 	int			backoff_ms;
 	bool		measuring;		/* asked, not answered yet */
 	TimestampTz measure_at;
-	int			nheld;
+	int			nheld;			/* oldest first */
 	int			held_size;
 	Held	   *held;
+	TimestampTz returned_at;	/* one of them has gone back */
 } Consumer;
 
 static List *consumers = NIL;
@@ -83,6 +95,9 @@ static uint32 listed_seen = 0;
 static uint32 epoch = 0;		/* of the present connection */
 static uint64 channels_opened = 0;
 static TimestampTz turns_at = 0;	/* somebody who waits was looked for */
+static size_t returned = 0;		/* bytes that have gone back … */
+static TimestampTz returned_at = 0; /* … the first of them then */
+static TimestampTz area_full_until = 0; /* others than messages fill it */
 
 static TpcSlice
 slice_of(const char *text, size_t len)
@@ -178,9 +193,27 @@ refused(TpcNode *node, Consumer *c, int sqlstate, const char *text)
 	LWLockRelease(&node->subscriptions_lock);
 }
 
-/* There is no room for it: it goes back to its queue after a pause. */
+static bool
+held_for_long(const Consumer *c)
+{
+	return c->nheld > 0 &&
+		TimestampDifferenceExceeds(c->held[0].since, GetCurrentTimestamp(),
+								   HELD_LONG_MS);
+}
+
+/* Whether there is room for so many bytes; alone: of who has no others. */
+static bool
+has_room(TpcNode *node, size_t len, bool alone)
+{
+	size_t		area = (size_t) tpc_max_memory * 1024 * 1024;
+
+	return pg_atomic_read_u64(&node->consumed_bytes) + len <=
+		area / (alone ? AREA_SHARE_ALL : AREA_SHARE);
+}
+
+/* There is no room for it yet. */
 static void
-hold_back(Consumer *c, uint64 tag)
+hold_back(Consumer *c, uint64 tag, size_t len)
 {
 	if (c->nheld == c->held_size)
 	{
@@ -194,8 +227,8 @@ hold_back(Consumer *c, uint64 tag)
 		MemoryContextSwitchTo(old);
 	}
 	c->held[c->nheld].tag = tag;
-	c->held[c->nheld].until =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_MS);
+	c->held[c->nheld].len = len;
+	c->held[c->nheld].since = GetCurrentTimestamp();
 	c->nheld++;
 }
 
@@ -264,11 +297,17 @@ take_message(TpcNode *node, TpcBroker *broker, Consumer *c,
 			   "a message for which tpc_amqp.max_memory is too small was rejected");
 		return;
 	}
-	if (pg_atomic_read_u64(&node->consumed_bytes) + len <= share)
+	if (has_room(node, len, c->unsettled == 0) &&
+		(event->redelivered || !held_for_long(c)))
+	{
 		p = tpc_area_try_alloc(offsetof(TpcItem, body) + len);
+		if (!DsaPointerIsValid(p))
+			area_full_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														  AREA_FULL_MS);
+	}
 	if (!DsaPointerIsValid(p))
 	{
-		hold_back(c, event->delivery_tag);
+		hold_back(c, event->delivery_tag, len);
 		return;
 	}
 	item = dsa_get_address(tpc_area(), p);
@@ -479,20 +518,30 @@ wind_up(TpcNode *node, TpcBroker *broker, Consumer *c)
 	return c->state == CONSUMER_NONE;
 }
 
+/* Have the broker deliver again what there is room for by now. */
 static void
-release_held(TpcBroker *broker, Consumer *c, TimestampTz now)
+release_held(TpcNode *node, TpcBroker *broker, Consumer *c, TimestampTz now)
 {
-	int			kept = 0;
+	int			n;
 
-	for (int i = 0; i < c->nheld; i++)
+	if (TimestampDifferenceExceeds(returned_at, now, RETURN_MS))
+		returned = 0;
+	for (n = 0; n < c->nheld && area_full_until <= now; n++)
 	{
-		if (c->held[i].until <= now)
-			(void) tpc_channel_settle(broker, c->channel, c->held[i].tag,
-									  false, TPC_SETTLE_REQUEUE);
-		else
-			c->held[kept++] = c->held[i];
+		bool		alone = c->unsettled == 0 &&
+			TimestampDifferenceExceeds(c->returned_at, now, RETURN_MS);
+
+		if (!has_room(node, c->held[n].len + returned, alone))
+			break;
+		if (returned == 0)
+			returned_at = now;
+		returned += c->held[n].len;
+		c->returned_at = now;
+		(void) tpc_channel_settle(broker, c->channel, c->held[n].tag, false,
+								  TPC_SETTLE_REQUEUE);
 	}
-	c->nheld = kept;
+	c->nheld -= n;
+	memmove(c->held, c->held + n, c->nheld * sizeof(Held));
 }
 
 static void
@@ -575,7 +624,7 @@ serve(TpcNode *node, TpcBroker *broker, bool blocked)
 			c->measure_at <= now)
 			measure(broker, c);
 		if (c->nheld > 0)
-			release_held(broker, c, now);
+			release_held(node, broker, c, now);
 	}
 }
 

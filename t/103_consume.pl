@@ -492,20 +492,34 @@ pass('and the next message is taken');
 # ---- more than there is memory for: a quarter of max_memory
 
 $shop->sql('TRUNCATE public.done');
-subscribe('large', 'held', 'prefetch => 200');
+$amqp->declare('limited', 'x-queue-type' => 'quorum',
+	'x-delivery-limit' => 2);
+subscribe('limited', 'held', 'prefetch => 200');
 my $full = $shop->session;
 $full->query_safe('SELECT pg_advisory_lock(7)');
-$amqp->send('', 'large',
+$amqp->send('', 'limited',
 	map { TpcAmqp->user(sprintf('%05d', $_) x 12_000, message_id => "L$_") }
 	  1 .. 100);
-$shop->poll("SELECT waiting + running BETWEEN 60 AND 70
-	FROM tpc_amqp.subscriptions WHERE queue = 'large'");
+$shop->poll("SELECT waiting + running BETWEEN 60 AND 70 AND lag = 0
+	FROM tpc_amqp.subscriptions WHERE queue = 'limited'");
 pass('what finds no room is not taken');
+for my $n (1 .. 3)
+{
+	$amqp->send('', 'first', TpcAmqp->user($n x 60_000));
+	$shop->poll("SELECT count(*) = $n FROM public.done
+		WHERE arg->>'queue' = 'first'");
+}
+pass('a subscription that has nothing in memory has room for a message');
+# If what is held went back meanwhile, the broker would drop it soon.
+my $since = $shop->sql('SELECT clock_timestamp()');
+$shop->poll("SELECT lag_at > '$since'::timestamptz + '4 s'
+	FROM tpc_amqp.subscriptions WHERE queue = 'limited'");
 $full->query_safe('SELECT pg_advisory_unlock(7)');
 $full->quit;
 $shop->poll("SELECT processed = 100 FROM tpc_amqp.subscriptions
-	WHERE queue = 'large'");
-is( $shop->sql("SELECT count(*), count(DISTINCT arg->>'body') FROM public.done"),
+	WHERE queue = 'limited'");
+is( $shop->sql("SELECT count(*), count(DISTINCT arg->>'body') FROM public.done
+		WHERE arg->>'queue' = 'limited'"),
 	'100|100', 'and taken later, once');
 
 # ---- automatic acknowledgement: before the handler runs
