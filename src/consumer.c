@@ -529,7 +529,7 @@ release_held(TpcNode *node, TpcBroker *broker, Consumer *c, TimestampTz now)
 	for (n = 0; n < c->nheld && area_full_until <= now; n++)
 	{
 		bool		alone = c->unsettled == 0 &&
-			TimestampDifferenceExceeds(c->returned_at, now, RETURN_MS);
+		TimestampDifferenceExceeds(c->returned_at, now, RETURN_MS);
 
 		if (!has_room(node, c->held[n].len + returned, alone))
 			break;

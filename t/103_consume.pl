@@ -491,6 +491,8 @@ pass('and the next message is taken');
 
 # ---- more than there is memory for: a quarter of max_memory
 
+$shop->sql('ALTER SYSTEM SET tpc_amqp.lock_timeout = 0');
+$cluster->reload;
 $shop->sql('TRUNCATE public.done');
 $amqp->declare('limited', 'x-queue-type' => 'quorum',
 	'x-delivery-limit' => 2);
@@ -521,6 +523,8 @@ $shop->poll("SELECT processed = 100 FROM tpc_amqp.subscriptions
 is( $shop->sql("SELECT count(*), count(DISTINCT arg->>'body') FROM public.done
 		WHERE arg->>'queue' = 'limited'"),
 	'100|100', 'and taken later, once');
+$shop->sql('ALTER SYSTEM RESET tpc_amqp.lock_timeout');
+$cluster->reload;
 
 # ---- automatic acknowledgement: before the handler runs
 
