@@ -64,8 +64,8 @@
 #define BUSY_MS		500
 /* How long not to take another one if a failure could not be written down. */
 #define PAUSE_MS	1000
-/* When to try again while the first run of a message is not finished. */
-#define FIRST_RUN_MS	1000
+/* How long to wait for who has locked a row of ours, whatever lock_timeout. */
+#define ROW_LOCK_MS	30000
 
 typedef enum RunResult
 {
@@ -84,8 +84,8 @@ static TpcConsuming *consuming; /* … and what we are at */
 static dsa_pointer current_item = InvalidDsaPointer;	/* to be handed back */
 static TpcSettlement current_how;	/* … if this process ends now */
 static bool has_item = false;	/* the run is one of a message in memory */
-static bool noting = false;		/* waiting for the first run of a message */
-static bool time_limited = false;	/* the run has begun its consume_timeout … */
+static bool noting = false;		/* waiting for another run of the message */
+static bool time_limited = false;	/* what we do has a time-out … */
 static bool timed_out = false;	/* … which is over */
 static MemoryContext job_context = NULL;	/* reset per message */
 static uint32 wait_event_main = 0;
@@ -356,17 +356,17 @@ make_argument(const TpcMessageIn *m, const char *consumer_tag)
  *-------------------------------------------------------------------------
  */
 
-/* Bound a run. */
+/* Bound what follows; 0: not at all. */
 static void
-begin_timeout(void)
+begin_timeout(int ms)
 {
 	timed_out = false;
-	time_limited = tpc_consume_timeout > 0;
+	time_limited = ms > 0;
 	if (time_limited)
-		enable_timeout_after(STATEMENT_TIMEOUT, tpc_consume_timeout);
+		enable_timeout_after(STATEMENT_TIMEOUT, ms);
 }
 
-/* The run has ended: remember whether it took too long. */
+/* It has ended: remember whether it took too long. */
 static void
 end_timeout(void)
 {
@@ -455,9 +455,19 @@ run(const TpcMessageIn *m)
 
 	if (!read_subscription(m->queue, &handler, &run_as, &consumer_tag))
 		return end_unrun(RUN_UNSUBSCRIBED);
-	if (m->failed_id != 0 && !tpc_failed_lock(m))
-		return end_unrun(RUN_SKIPPED);
-	begin_timeout();
+	if (m->failed_id != 0)
+	{
+		bool		locked;
+
+		begin_timeout(ROW_LOCK_MS);
+		noting = true;
+		locked = tpc_failed_lock(m);
+		noting = false;
+		if (!locked)
+			return end_unrun(RUN_SKIPPED);
+		end_timeout();
+	}
+	begin_timeout(tpc_consume_timeout);
 	if (m->message_id != NULL)
 	{
 		bool		first;
@@ -566,7 +576,9 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
+		begin_timeout(ROW_LOCK_MS);
 		state = tpc_failed_note(m, edata, &delay);
+		end_timeout();
 		if (state == TPC_FAILED_KNOWN)
 			await_known();
 		tpc_txn_make_synchronous();
@@ -597,22 +609,29 @@ note_failure(const TpcMessageIn *m, const ErrorData *edata)
 
 /*
  * Step S5 of a message that is to be run later, without anything having
- * failed: one that has been delivered before, or whose run was put off.
+ * failed: one that has been delivered before, or of which another run is not
+ * finished.
  */
 static bool
-put_away(const TpcMessageIn *m, int64 delay)
+put_away(const TpcMessageIn *m, bool too_early)
 {
 	Oid			userid;
 	int			sec_context;
 	volatile bool ok = false;
+	int64		delay = 0;
 
 	GetUserIdAndSecContext(&userid, &sec_context);
 	PG_TRY();
 	{
+		bool		known;
+
 		tpc_worker_begin();
 		MemoryContextSwitchTo(job_context);
 		TPC_FAILPOINT("S5.before");
-		if (!tpc_failed_put_away(m, delay))
+		begin_timeout(ROW_LOCK_MS);
+		known = !tpc_failed_put_away(m, too_early, &delay);
+		end_timeout();
+		if (known)
 			await_known();
 		tpc_txn_make_synchronous();
 		tpc_worker_end();
@@ -712,7 +731,7 @@ deal_with(const TpcMessageIn *m)
 		case RUN_FAILED:
 			return note_failure(m, edata);
 		case RUN_TOO_EARLY:
-			return put_away(m, FIRST_RUN_MS);
+			return put_away(m, true);
 		default:
 			return true;
 	}
@@ -731,7 +750,7 @@ work_on_arrived(void)
 		return other;
 	if (auto_ack)
 		settle(TPC_SETTLE_ACK);
-	dealt_with = m->redelivered ? put_away(m, 0) : deal_with(m);
+	dealt_with = m->redelivered ? put_away(m, false) : deal_with(m);
 	stop_running();
 	if (!dealt_with)
 		pause_work();

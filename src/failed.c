@@ -28,6 +28,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "consumed.h"
 #include "failed.h"
 #include "failpoint.h"
 #include "properties.h"
@@ -36,6 +37,9 @@
 
 /* A run is not begun again by somebody else before that. */
 #define LEASE_MS 1000
+/* How long to put off a message of which another run is not finished. */
+#define PUT_OFF_MIN_MS 1000
+#define PUT_OFF_MAX_MS 60000
 
 /* What a subscription says about errors. */
 typedef struct Policy
@@ -331,38 +335,57 @@ dead_letter(const TpcMessageIn *m, const Policy *policy,
 }
 
 /*
+ * put_off: another run of it is not finished.  Each time as long as the row has
+ * been there, so twice as long.  counted: runs that are to be taken off again.
+ * False if the row is not what the caller knows.  Connected to SPI.
+ */
+static bool
+put_off(const TpcMessageIn *m, int counted)
+{
+	Oid			types[] = {INT8OID, INT4OID, INT4OID, FLOAT8OID, FLOAT8OID};
+	Datum		values[] = {Int64GetDatum(m->failed_id),
+		Int32GetDatum(m->attempt), Int32GetDatum(counted),
+		Float8GetDatum(PUT_OFF_MIN_MS / 1000.0),
+	Float8GetDatum(PUT_OFF_MAX_MS / 1000.0)};
+
+	tpc_spi_execute("UPDATE tpc_amqp.failed_message SET"
+					" attempts = attempts OPERATOR(pg_catalog.-) $3,"
+					" next_attempt_at = pg_catalog.clock_timestamp()"
+					"  OPERATOR(pg_catalog.+) pg_catalog.make_interval("
+					"   secs => LEAST($5, GREATEST($4, EXTRACT(epoch FROM"
+					"    pg_catalog.clock_timestamp()"
+					"     OPERATOR(pg_catalog.-) received_at)"
+					"    ::pg_catalog.float8)))"
+					" WHERE id OPERATOR(pg_catalog.=) $1"
+					"  AND attempts OPERATOR(pg_catalog.=) $2"
+					"  AND state OPERATOR(pg_catalog.=) 'retry'",
+					lengthof(types), types, values, NULL, false,
+					SPI_OK_UPDATE);
+	return SPI_processed > 0;
+}
+
+/*
  * tpc_failed_put_away: step S5 of a message that is to be run later, though
  * nothing has failed: one that has been delivered before may have ended the
- * server, so that its runs are to be counted; the run of another one was put
- * off, and does not count.  False if it has a row that is not for this run to
- * change.
+ * server, so that its runs are to be counted; of another one, another run is
+ * not finished (too_early), and this one does not count.  False if it has a row
+ * that is not for this run to change.  *delay_ms: by when there may be
+ * something to do.
  */
 bool
-tpc_failed_put_away(const TpcMessageIn *message, int64 delay_ms)
+tpc_failed_put_away(const TpcMessageIn *message, bool too_early,
+					int64 *delay_ms)
 {
-	Oid			types[] = {INT8OID, INT4OID, FLOAT8OID};
-	Datum		values[] = {Int64GetDatum(message->failed_id),
-	Int32GetDatum(message->attempt), Float8GetDatum(delay_ms / 1000.0)};
+	bool		ok;
 
+	*delay_ms = too_early ? PUT_OFF_MIN_MS : 0;
+	SPI_connect();
 	if (message->failed_id == 0)
-	{
-		bool		inserted;
-
-		SPI_connect();
-		inserted = insert(message, "retry", 0, delay_ms, NULL);
-		SPI_finish();
-		return inserted;
-	}
-	return tpc_spi_run("UPDATE tpc_amqp.failed_message SET"
-					   " attempts = attempts OPERATOR(pg_catalog.-) 1,"
-					   " next_attempt_at = pg_catalog.clock_timestamp()"
-					   "  OPERATOR(pg_catalog.+)"
-					   "  pg_catalog.make_interval(secs => $3)"
-					   " WHERE id OPERATOR(pg_catalog.=) $1"
-					   "  AND attempts OPERATOR(pg_catalog.=) $2"
-					   "  AND state OPERATOR(pg_catalog.=) 'retry'",
-					   lengthof(types), types, values, NULL, false,
-					   SPI_OK_UPDATE) > 0;
+		ok = insert(message, "retry", 0, *delay_ms, NULL);
+	else
+		ok = put_off(message, 1);
+	SPI_finish();
+	return ok;
 }
 
 /*
@@ -527,6 +550,13 @@ tpc_failed_take_due(TpcNode *node, TpcWorker *self, const char *queue,
 		}
 		else if ((policy.workers > 0) != own_workers)
 			m = NULL;
+		else if (m->message_id != NULL &&
+				 tpc_consumed_in_progress(m->queue, m->message_id))
+		{
+			put_off(m, 0);
+			tpc_subscription_count(node, m->queue, TPC_SUB_DEFERRED);
+			*other = true;
+		}
 		else if (m->attempt > policy.retries)
 		{
 			/* its last run did not end, not even in an error */

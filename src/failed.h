@@ -44,7 +44,8 @@ typedef struct TpcDue
 } TpcDue;
 
 extern TpcSubscriptionCounter tpc_failed_counter(TpcFailedState state);
-extern bool tpc_failed_put_away(const TpcMessageIn *message, int64 delay_ms);
+extern bool tpc_failed_put_away(const TpcMessageIn *message, bool too_early,
+								int64 *delay_ms);
 extern TpcFailedState tpc_failed_note(const TpcMessageIn *message,
 									  const ErrorData *edata,
 									  int64 *delay_ms);

@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "pgstat.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -47,6 +48,9 @@
 /* How often it removes rows that are too old, and how many at a time. */
 #define CLEAN_MS		60000
 #define CLEAN_BATCH		1000
+
+/* The kind of advisory locks; those of SQL's functions are 1 and 2. */
+#define WORKERS_LOCK	771
 
 #define MAX_RETRIES		1000000
 #define MAX_BACKOFF_MS	INT64CONST(604800000)	/* a week */
@@ -305,10 +309,18 @@ check_workers(const char *queue, int workers)
 	Datum		values[] = {CStringGetTextDatum(queue)};
 	bool		isnull;
 	int64		others;
+	Relation	rel;
+	LOCKTAG		tag;
 
-	/* whoever else subscribes has to be seen */
-	table_close(tpc_relation_open("subscription", ShareRowExclusiveLock),
-				NoLock);
+	/*
+	 * Whoever else asks for some has to be seen.  An advisory lock, of a kind
+	 * that SQL has no function for, holds up nobody but those.
+	 */
+	rel = tpc_relation_open("subscription", AccessShareLock);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, RelationGetRelid(rel), 0,
+						 WORKERS_LOCK);
+	table_close(rel, NoLock);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	tpc_spi_execute("SELECT COALESCE(pg_catalog.sum(workers), 0)"
 					" FROM tpc_amqp.subscription"
 					" WHERE queue OPERATOR(pg_catalog.<>) $1",

@@ -327,6 +327,10 @@ $shop->poll("SELECT deferred >= 3 FROM tpc_amqp.subscriptions
 is( $shop->sql("SELECT queue, state, attempts <= 1, error
 		FROM tpc_amqp.failed_messages"),
 	'd|retry|t|', 'a duplicate is put off while the first run goes on');
+$shop->poll("SELECT next_attempt_at > received_at + '6 s'
+	FROM tpc_amqp.failed_messages");
+is($shop->sql("SELECT deferred <= 5 FROM tpc_amqp.subscriptions
+	WHERE queue = 'd'"), 't', '... twice as long each time');
 let_go();
 $shop->poll("SELECT duplicates = 1 FROM tpc_amqp.subscriptions
 	WHERE queue = 'd'");
