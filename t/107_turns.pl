@@ -354,4 +354,17 @@ is( $shop->sql("SELECT body FROM public.done ORDER BY n DESC LIMIT 1"),
 	'quick', 'it takes effect if the first one does not');
 let_go();
 
+# ---- workers of one node take no slot that another node's messenger needs
+
+my $other = TpcTest->new_node($cluster, 'turns2', 'turns2', broker => $broker);
+$other->poll("SELECT state = 'connected' FROM tpc_amqp.node");
+$offset = TpcTest->log_size($cluster);
+subscribe('d', 'workers => 64');
+TpcTest->wait_for_log($cluster, qr/It needs \d\d processes/, $offset);
+$pid = $other->sql('SELECT messenger_pid FROM tpc_amqp.node');
+$other->sql("SELECT pg_terminate_backend($pid)");
+$other->poll("SELECT messenger_pid <> $pid AND state = 'connected'
+	FROM tpc_amqp.node");
+pass("another node has its messenger back although slots are short");
+
 done_testing();
