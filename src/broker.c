@@ -255,6 +255,19 @@ tpc_broker_lose_protocol(TpcBroker *b, const char *what)
 	tpc_broker_lose(b, ERRCODE_PROTOCOL_VIOLATION, 0, "protocol violation: %s", what);
 }
 
+/*
+ * tpc_broker_abandon: who uses the connection finds that it is of no use any
+ * more.  It is lost then, as if it had ended.
+ */
+void
+tpc_broker_abandon(TpcBroker *b, const char *why)
+{
+	if (b->lost)
+		return;
+	b->dead = true;
+	tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0, "%s", why);
+}
+
 /* Copies text from the broker, as something that can be logged anywhere. */
 void
 tpc_broker_copy_text(char *dst, size_t size, amqp_bytes_t src)
@@ -1220,7 +1233,7 @@ take_over(TpcBroker *b, int64 deadline)
 static bool
 login(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 {
-	char		name[TPC_NODE_SIZE + 16];
+	char		name[TPC_NODE_SIZE + 32];
 	amqp_table_entry_t caps[5];
 	amqp_table_entry_t props[4];
 	amqp_table_t table;
@@ -1230,7 +1243,8 @@ login(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	bool		ok = false;
 
 	b->phase = "login";
-	snprintf(name, sizeof(name), "tpc_amqp %s", params->node);
+	snprintf(name, sizeof(name), "tpc_amqp %s%s", params->node,
+			 params->only_channels ? " publish" : "");
 	caps[0] = true_entry("connection.blocked");
 	caps[1] = true_entry("consumer_cancel_notify");
 	caps[2] = true_entry("publisher_confirms");
@@ -1502,8 +1516,9 @@ tpc_broker_open(const TpcBrokerParams *params, TpcBrokerError *error)
 	b->opened = !b->lost &&
 		open_socket(b, params, deadline) &&
 		login(b, params, deadline) &&
-		declare(b, &scanned, deadline) &&
-		consume(b, params, &scanned, deadline);
+		(params->only_channels ||
+		 (declare(b, &scanned, deadline) &&
+		  consume(b, params, &scanned, deadline)));
 
 	wait_fd = -1;
 	wait_conn = NULL;
@@ -2099,6 +2114,20 @@ tpc_broker_flush(TpcBroker *b)
 	}
 	wait_fd = -1;
 	return !b->lost;
+}
+
+/* The same as far as the socket takes it now. */
+bool
+tpc_broker_try_flush(TpcBroker *b)
+{
+	return !b->lost && send_output(b) >= 0;
+}
+
+/* How many bytes are buffered and not sent. */
+size_t
+tpc_broker_unsent(TpcBroker *b)
+{
+	return b->out_end - b->out_start;
 }
 
 /*

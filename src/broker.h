@@ -48,6 +48,7 @@ typedef struct TpcBrokerParams
 	int			prefetch_decision;
 	size_t		max_body;		/* longer bodies are skipped, not stored */
 	const char *node;			/* the node's name */
+	bool		only_channels;	/* nothing is declared or consumed */
 } TpcBrokerParams;
 
 /* Why a connection could not be made, or was lost. */
@@ -184,6 +185,9 @@ extern bool tpc_broker_add_kind(TpcBroker *broker, const char *call_kind,
 extern bool tpc_broker_drop_kind(TpcBroker *broker, const char *call_kind);
 extern bool tpc_broker_bind_again(TpcBroker *broker);
 extern bool tpc_broker_flush(TpcBroker *broker);
+extern bool tpc_broker_try_flush(TpcBroker *broker);
+extern size_t tpc_broker_unsent(TpcBroker *broker);
+extern void tpc_broker_abandon(TpcBroker *broker, const char *why);
 extern const TpcBrokerError *tpc_broker_error(TpcBroker *broker);
 extern void tpc_broker_counters(TpcBroker *broker, uint64 *published,
 								uint64 *writes);

@@ -11,29 +11,42 @@
 #include "datatype/timestamp.h"
 #include "lib/pairingheap.h"
 
+/* Where a message goes: hashes. */
+typedef struct TpcDestinationKey
+{
+	uint64		exchange;
+	uint64		destination;	/* exchange and routing key */
+} TpcDestinationKey;
+
 typedef struct TpcDestination
 {
-	pairingheap_node link;		/* of those that wait for their time */
+	uint64		hash;			/* key in the table; of one, or of an exchange */
+	uint64		exchange;		/* of one: its exchange's */
+	bool		is_exchange;
+	int			nkeys;			/* of an exchange: destinations held one by
+								 * one */
 	bool		held;			/* what follows counts */
 	bool		waits;			/* link is in use */
+	pairingheap_node link;		/* of those that wait for their time */
 	TimestampTz until;			/* nothing more goes there before */
 	int			delay_ms;
 	int			allowed;		/* as many may be on their way */
-	int			on_way;
+	int			on_way;			/* since it was held first */
 	int64		first;			/* no row of it below that is not on its way */
 } TpcDestination;
 
 extern void tpc_destinations_init(void);
-extern TpcDestination *tpc_destination_find(uint64 hash);
-extern void tpc_destination_refused(TpcDestination *d, int64 id, bool counted,
+extern TpcDestination *tpc_destination_find(const TpcDestinationKey *key);
+extern void tpc_destination_refused(const TpcDestinationKey *key, int64 id,
+									bool was_probe, bool silent,
 									TimestampTz now);
-extern bool tpc_destination_took(TpcDestination *d, bool counted,
-								 TimestampTz now);
+extern bool tpc_destination_took(const TpcDestinationKey *key, bool was_probe,
+								 bool quick, TimestampTz now, int64 *first);
 extern void tpc_destination_given(TpcDestination *d, int64 id);
 extern void tpc_destination_met(TpcDestination *d, int64 id);
 extern void tpc_destination_passed(TpcDestination *d, int64 id);
 extern void tpc_destination_exhausted(TpcDestination *d);
-extern void tpc_destination_restore(TpcDestination *d, int64 id);
+extern void tpc_destination_restore(const TpcDestinationKey *key, int64 id);
 extern TpcDestination *tpc_destination_next(void);
 
 #endif							/* TPC_DESTINATION_H */

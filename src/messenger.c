@@ -45,6 +45,7 @@
 #include "option.h"
 #include "own_queues.h"
 #include "publish.h"
+#include "publisher.h"
 #include "request.h"
 #include "settings.h"
 #include "shmem.h"
@@ -135,6 +136,9 @@ static TpcBroker *broker = NULL;
 static TpcConnInfo conninfo;
 static TpcLocalNode local;
 static WaitEventSet *wait_set = NULL;
+static int	publisher_socket = PGINVALID_SOCKET;	/* in it … */
+static uint32 publisher_events;
+static int	publisher_position;
 static uint32 epoch = 0;		/* of the present connection */
 static bool blocked = false;
 static TimestampTz next_attempt = 0;
@@ -174,7 +178,6 @@ static uint32 wait_event_gather = 0;
 static const TpcMessengerPart *const parts[] = {
 	&tpc_request_part,
 	&tpc_own_queues_part,
-	&tpc_publication_part,
 	&tpc_consumer_part,
 	NULL
 };
@@ -195,6 +198,7 @@ handle_sigterm(SIGNAL_ARGS)
 static void
 close_at_exit(int code, Datum arg)
 {
+	tpc_publisher_close(node);
 	if (broker != NULL)
 		tpc_broker_close(broker);
 	broker = NULL;
@@ -211,7 +215,7 @@ set_link(TpcLinkState link)
 {
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	node->link = link;
-	node->blocked = blocked;
+	node->blocked = blocked || tpc_publisher_blocked();
 	if (link == TPC_LINK_UP)
 	{
 		if (node->connected_since == 0)
@@ -237,13 +241,33 @@ make_wait_set(void)
 {
 	if (wait_set != NULL)
 		FreeWaitEventSet(wait_set);
-	wait_set = tpc_wait_event_set_make(3);
+	wait_set = tpc_wait_event_set_make(4);
 	AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET,
 					  NULL, NULL);
 	if (broker != NULL)
 		AddWaitEventToSet(wait_set, WL_SOCKET_READABLE,
-						  tpc_broker_socket(broker), NULL, NULL);
+						  tpc_broker_socket(broker), NULL, &broker);
+	publisher_socket = tpc_publisher_socket(&publisher_events);
+	if (publisher_socket != PGINVALID_SOCKET)
+		publisher_position = AddWaitEventToSet(wait_set, publisher_events,
+											   publisher_socket, NULL, NULL);
+}
+
+/* Wait for what the connection for publish() waits for. */
+static void
+adapt_wait_set(void)
+{
+	uint32		events = 0;
+	int			socket = tpc_publisher_socket(&events);
+
+	if (socket != publisher_socket)
+		make_wait_set();
+	else if (socket != PGINVALID_SOCKET && events != publisher_events)
+	{
+		ModifyWaitEvent(wait_set, publisher_position, events, NULL);
+		publisher_events = events;
+	}
 }
 
 /* A failure to connect, or a loss: remember it, log it now and then. */
@@ -271,6 +295,36 @@ report_failure(const TpcBrokerError *error, bool lost)
 				 errhint("It keeps trying; this is logged once a minute at most.")));
 }
 
+/* tpc_messenger_report: the same, of the connection for publish(). */
+void
+tpc_messenger_report(const TpcBrokerError *error, bool lost)
+{
+	static TimestampTz logged_at = 0;
+	char		text[sizeof(node->last_error)];
+
+	snprintf(text, sizeof(text), "for publish(): %s: %s", error->phase,
+			 error->text);
+	set_last_error(error->sqlstate, text);
+	if (tpc_worker_may_log(&logged_at) || lost)
+		ereport(LOG,
+				(errcode(error->sqlstate),
+				 lost ?
+				 errmsg("node \"%s\" lost its connection to the broker for messages of publish()",
+						node->name) :
+				 errmsg("node \"%s\" could not connect to the broker for messages of publish()",
+						node->name),
+				 errdetail("%s", text),
+				 errhint("It keeps trying; this is logged once a minute at most.")));
+}
+
+void
+tpc_messenger_show_blocked(void)
+{
+	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
+	node->blocked = blocked || tpc_publisher_blocked();
+	LWLockRelease(&tpc_shared->control);
+}
+
 static void
 schedule_attempt(void)
 {
@@ -292,6 +346,7 @@ connection_lost(const TpcBrokerError *error)
 	broker = NULL;
 	for (int i = 0; parts[i] != NULL; i++)
 		parts[i]->lost(node, &copy);
+	tpc_publisher_close(node);
 	blocked = false;
 	counted_publishes = counted_writes = 0;
 	outgoing = NIL;
@@ -338,6 +393,28 @@ prepare_prefetch(int workers)
 	return Min(prefetch, tpc_max_transactions);
 }
 
+static void
+fill_params(TpcBrokerParams *params)
+{
+	memset(params, 0, sizeof(*params));
+	params->host = conninfo.host;
+	params->port = conninfo.port;
+	params->vhost = conninfo.vhost;
+	params->user = conninfo.user;
+	params->password = conninfo.password;
+	params->heartbeat_s = conninfo.heartbeat_s;
+	params->connect_timeout_ms = conninfo.connect_timeout_ms;
+	params->tls = conninfo.tls;
+	params->tls_verify = conninfo.tls_verify;
+	params->cacert = conninfo.cacert[0] ? conninfo.cacert : NULL;
+	params->cert = conninfo.cert[0] ? conninfo.cert : NULL;
+	params->key = conninfo.key[0] ? conninfo.key : NULL;
+	params->prefetch_prepare = prepare_prefetch(tpc_prepare_workers);
+	params->prefetch_decision = PREFETCH_DECISION;
+	params->max_body = Max(MAX_BODY, TPC_BATCH_MAX_BYTES);
+	params->node = node->name;
+}
+
 /* One attempt to connect; false if it failed (and was reported). */
 static bool
 try_connect(void)
@@ -345,24 +422,7 @@ try_connect(void)
 	TpcBrokerParams params;
 	TpcBrokerError error;
 
-	memset(&params, 0, sizeof(params));
-	params.host = conninfo.host;
-	params.port = conninfo.port;
-	params.vhost = conninfo.vhost;
-	params.user = conninfo.user;
-	params.password = conninfo.password;
-	params.heartbeat_s = conninfo.heartbeat_s;
-	params.connect_timeout_ms = conninfo.connect_timeout_ms;
-	params.tls = conninfo.tls;
-	params.tls_verify = conninfo.tls_verify;
-	params.cacert = conninfo.cacert[0] ? conninfo.cacert : NULL;
-	params.cert = conninfo.cert[0] ? conninfo.cert : NULL;
-	params.key = conninfo.key[0] ? conninfo.key : NULL;
-	params.prefetch_prepare = prepare_prefetch(tpc_prepare_workers);
-	params.prefetch_decision = PREFETCH_DECISION;
-	params.max_body = Max(MAX_BODY, TPC_BATCH_MAX_BYTES);
-	params.node = node->name;
-
+	fill_params(&params);
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	snprintf(node->broker, sizeof(node->broker), "%s:%d/%s",
 			 conninfo.host, conninfo.port,
@@ -1965,6 +2025,7 @@ housekeeping(void)
 		counted_publishes = publishes;
 		counted_writes = writes;
 	}
+	tpc_publisher_count(node);
 }
 
 /* ---------- start ---------- */
@@ -2068,7 +2129,8 @@ tpc_messenger_main(Datum arg)
 	HASHCTL		info;
 	bool		attached;
 	volatile bool options_known;
-	bool		readable = true;	/* the socket may be */
+	bool		readable = true;	/* the socket may be … */
+	bool		publisher_readable = true;	/* … and that for publish() */
 	int			unread = 0;		/* turns since we looked at it */
 
 	node = tpc_worker_attach(arg, NULL, NULL);
@@ -2117,10 +2179,11 @@ tpc_messenger_main(Datum arg)
 
 	for (;;)
 	{
-		WaitEvent	events[2];
+		WaitEvent	events[3];
 		int			nevents;
 		bool		more = false;
 		long		timeout = HOUSEKEEPING_MS;
+		TpcBrokerParams params;
 
 		if (gather())
 			readable = true;
@@ -2170,6 +2233,9 @@ tpc_messenger_main(Datum arg)
 		serve_outbox();
 		for (int i = 0; parts[i] != NULL; i++)
 			parts[i]->serve(node, broker, blocked);
+		fill_params(&params);
+		tpc_publisher_serve(node, broker != NULL ? &params : NULL,
+							publisher_readable);
 		wake_all();
 		if (broker != NULL)
 		{
@@ -2187,7 +2253,9 @@ tpc_messenger_main(Datum arg)
 			timeout = Min(timeout,
 						  Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
 																 next_attempt)));
-		readable = true;
+		timeout = Min(timeout, tpc_publisher_wait_ms());
+		adapt_wait_set();
+		readable = publisher_readable = true;
 		if (more || timeout == 0)
 			continue;
 
@@ -2201,10 +2269,15 @@ tpc_messenger_main(Datum arg)
 		nevents = WaitEventSetWait(wait_set, timeout, events, lengthof(events),
 								   tpc_wait_event(&wait_event_main,
 												  "TpcAmqpMessenger"));
+		publisher_readable = readable;
 		for (int i = 0; i < nevents; i++)
 		{
-			if (events[i].events & WL_SOCKET_READABLE)
+			if (!(events[i].events & WL_SOCKET_READABLE))
+				continue;
+			if (events[i].user_data == &broker)
 				readable = true;
+			else
+				publisher_readable = true;
 		}
 	}
 }

@@ -25,12 +25,13 @@
  * A queue may say nothing at all, such as a quorum queue without its majority.
  * RabbitMQ then stops reading the channel, and after some hundred messages more
  * the whole connection, which is everybody's.  So all messages share a channel,
- * the first lane, on which none is sent that is too far ahead of the oldest one
- * not confirmed.  When it has been silent for confirm_timeout, all that is on it
- * is given back to the relay, and the lane begins anew on another channel.  The
+ * the first lane, on which only so many are sent until all of them have been
+ * confirmed.  When it has been silent for confirm_timeout, all that is on it is
+ * given back to the relay, and the lane begins anew on another channel.  The
  * relay sends one message for each of those destinations, as a probe, and
- * nothing else there, until that is confirmed.  Each probe has a lane of its own
- * and stays in it, so that it is not repeated, unless others need the lane.
+ * nothing else there, until that is confirmed.  What goes to one of them has a
+ * lane of its own, and stays in it, so that it is not repeated, unless others
+ * need the lane.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,14 +56,25 @@
 /* Wait for a channel that cannot be had, or that the broker has ended. */
 #define REOPEN_MS			1000
 /* Lanes; all but the first are for probes. */
-#define LANES				17
+#define LANES				65
 /*
- * As many messages may be sent from the oldest one on that is not confirmed.
- * RabbitMQ's reader takes 400 of a channel that does not go on, of which up to
- * 199 are used up at that time (credit_flow.erl; 200 and 99 where its default
- * is not configured).
+ * As many messages may be sent on a channel until all are confirmed.
+ *
+ * RabbitMQ's reader may have 400 of a channel's messages that the channel has
+ * not granted it more for.  The channel grants 200 with each 200th message,
+ * but while some queue owes it something, and be it in passing, it keeps that to
+ * itself (credit_flow.erl).  When all is confirmed no queue does, so at most 199
+ * are used up then.  (400 and 200 are what RabbitMQ's configuration comes with,
+ * credit_flow_default_credit.)
  */
-#define LANE_LENGTH			100
+#define LANE_LENGTH			200
+/*
+ * A classic queue that others fill can owe something all the same, and the
+ * broker may be configured otherwise.  So if the first lane is silent we ask
+ * something on a channel that nothing can be wrong with; if that is not
+ * answered in this time, the connection is not read any more.
+ */
+#define CHECK_MS			3000
 /* Silence counted for one turn at most: we may have been stopped ourselves. */
 #define TURN_SILENCE_MS		1000
 
@@ -78,17 +90,21 @@
 #define REPLY_UNEXPECTED_FRAME	505
 #define REPLY_NOT_ALLOWED		530
 #define REPLY_NOT_IMPLEMENTED	540
+#define REPLY_INTERNAL_ERROR	541
 
 /* A channel, and what has been sent on it. */
 typedef struct Lane
 {
 	TpcChannelOwner owner;
 	uint16		channel;		/* 0: not open */
+	uint64		held;			/* of a probe's: what it is to find out of */
 	uint64		last_tag;
+	uint64		empty_tag;		/* the last one when all were confirmed */
 	dlist_head	flights;		/* by tag */
 	uint64		questions[MAX_QUESTIONS];	/* open ones, by the tag before
 											 * them */
 	int			nquestions;
+	int			nunsure;		/* sent and not accepted yet */
 	int			silent_ms;		/* something is on its way, and the broker has
 								 * not said anything for so long */
 	bool		logged;			/* … which the log says */
@@ -99,6 +115,7 @@ typedef struct Flight
 {
 	Lane	   *lane;
 	uint64		tag;			/* its number on the channel; 0: not sent */
+	TimestampTz sent_at;
 	dlist_node	link;			/* in the lane's flights */
 	bool		accepted;		/* the channel does not close for it */
 	int			reply_code;		/* it has come back: why; else 0 */
@@ -110,21 +127,23 @@ static void take_event(TpcChannelOwner *owner, TpcNode *node,
 static Lane lanes[LANES];
 static TimestampTz reopen_at = 0;
 static Flight flight[TPC_PUBLICATIONS];
-static int	nunsure = 0;		/* sent and not accepted yet, in all lanes */
 static int	limit = TPC_PUBLICATIONS;	/* as many may be unsure */
 static int64 suspect = 0;		/* alone when the connection was lost */
 static TimestampTz turn_at = 0; /* the last look for silence */
+static TpcChannelOwner check_owner;
+static uint16 check_channel = 0;	/* the check's; 0: there is none */
+static int	check_ms;			/* without an answer so far */
 
 /* Places that wait, in the order to send them. */
-typedef struct Waiting
+typedef struct SendList
 {
 	int			n;
 	int			next;
 	int			places[TPC_PUBLICATIONS];
-} Waiting;
+} SendList;
 
-static Waiting waiting;
-static Waiting probes;
+static SendList waiting;
+static SendList probes;
 static uint64 given = 0;		/* as of when those were made */
 static bool make_list = true;	/* they have to be made anew */
 
@@ -159,7 +178,7 @@ land(int index)
 	dlist_delete(&flight[index].link);
 	flight[index].tag = 0;
 	if (!flight[index].accepted)
-		nunsure--;
+		flight[index].lane->nunsure--;
 }
 
 static void
@@ -185,7 +204,7 @@ static void
 reset_lane(Lane *lane)
 {
 	lane->channel = 0;
-	lane->last_tag = 0;
+	lane->last_tag = lane->empty_tag = 0;
 	lane->nquestions = 0;
 	lane->silent_ms = 0;
 	lane->logged = false;
@@ -213,13 +232,12 @@ recall(TpcPublications *window, Lane *lane)
  *-------------------------------------------------------------------------
  */
 
-static TpcPublications *sorted_window;
-
 static int
-compare_orders(const void *a, const void *b)
+compare_orders(const void *a, const void *b, void *arg)
 {
-	uint64		x = sorted_window->places[*(const int *) a].order;
-	uint64		y = sorted_window->places[*(const int *) b].order;
+	TpcPublications *window = arg;
+	uint64		x = window->places[*(const int *) a].order;
+	uint64		y = window->places[*(const int *) b].order;
 
 	return x < y ? -1 : x > y;
 }
@@ -255,7 +273,7 @@ list_waiting(TpcPublications *window)
 	for (int i = 0; i < TPC_PUBLICATIONS; i++)
 	{
 		TpcPublication *place = &window->places[i];
-		Waiting    *list;
+		SendList   *list;
 
 		if (pg_atomic_read_u32(&place->state) == TPC_PUBLICATION_OVERDUE)
 			known = false;
@@ -265,7 +283,8 @@ list_waiting(TpcPublications *window)
 		list = place->probe ? &probes : &waiting;
 		if (place->order > given)
 			continue;
-		if (nshunned > 0 && !place->probe && is_shunned(place->destination))
+		if (nshunned > 0 && !place->probe &&
+			is_shunned(place->key.destination))
 		{
 			set_state(place, TPC_PUBLICATION_OVERDUE);
 			told = true;
@@ -273,11 +292,11 @@ list_waiting(TpcPublications *window)
 		}
 		list->places[list->n++] = i;
 	}
-	if (known)
+	/* nothing was put where we have looked already */
+	if (known && pg_atomic_read_u64(&window->given) == given)
 		nshunned = 0;
-	sorted_window = window;
-	qsort(waiting.places, waiting.n, sizeof(int), compare_orders);
-	qsort(probes.places, probes.n, sizeof(int), compare_orders);
+	qsort_arg(waiting.places, waiting.n, sizeof(int), compare_orders, window);
+	qsort_arg(probes.places, probes.n, sizeof(int), compare_orders, window);
 }
 
 /* The channel closes for none of those up to this tag. */
@@ -295,30 +314,36 @@ accept_up_to(Lane *lane, uint64 tag)
 		if (f->accepted)
 			continue;
 		f->accepted = true;
-		nunsure--;
+		lane->nunsure--;
 		limit = Min(limit + 1, TPC_PUBLICATIONS);
 	}
 }
 
+/*
+ * Whether one more may be unsure.  What a probe's channel has not been closed
+ * for in a second it will hardly be closed for: then it is stuck.
+ */
 static bool
-is_unsure(Lane *lane)
+may_be_unsure(void)
 {
-	/* they are accepted in their order */
-	return !dlist_is_empty(&lane->flights) &&
-		!dlist_container(Flight, link, lane->flights.head.prev)->accepted;
+	int			n = lanes[0].nunsure;
+
+	if (limit == TPC_PUBLICATIONS)
+		return true;
+	for (int i = 1; i < LANES; i++)
+	{
+		if (lanes[i].silent_ms < TURN_SILENCE_MS)
+			n += lanes[i].nunsure;
+	}
+	return n < limit;
 }
 
-/* Ask the broker something, if we have to know what it accepts. */
-static void
-ask(TpcBroker *broker, Lane *lane)
+/* A question that the broker answers at once. */
+static bool
+ask_something(TpcBroker *broker, uint16 channel)
 {
 	TpcBrokerCall call;
 
-	if (limit == TPC_PUBLICATIONS || !is_unsure(lane) ||
-		lane->nquestions == MAX_QUESTIONS ||
-		(lane->nquestions > 0 &&
-		 lane->questions[lane->nquestions - 1] == lane->last_tag))
-		return;
 	memset(&call, 0, sizeof(call));
 	call.kind = TPC_CALL_DECLARE_EXCHANGE;
 	call.passive = true;
@@ -326,7 +351,19 @@ ask(TpcBroker *broker, Lane *lane)
 	call.exchange.len = strlen(ASKED_FOR);
 	call.type.ptr = "direct";
 	call.type.len = strlen("direct");
-	if (tpc_channel_call(broker, lane->channel, &call))
+	return tpc_channel_call(broker, channel, &call);
+}
+
+/* Ask the broker something, if we have to know what it accepts. */
+static void
+ask(TpcBroker *broker, Lane *lane)
+{
+	if (limit == TPC_PUBLICATIONS || lane->nunsure == 0 ||
+		lane->nquestions == MAX_QUESTIONS ||
+		(lane->nquestions > 0 &&
+		 lane->questions[lane->nquestions - 1] == lane->last_tag))
+		return;
+	if (ask_something(broker, lane->channel))
 		lane->questions[lane->nquestions++] = lane->last_tag;
 }
 
@@ -355,26 +392,30 @@ open_lane(TpcBroker *broker, Lane *lane)
 	return lane->channel != 0;
 }
 
-/* The first lane may be given one more. */
 static bool
 has_room(Lane *lane)
 {
 	return dlist_is_empty(&lane->flights) ||
-		lane->last_tag + 1 -
-		dlist_container(Flight, link, lane->flights.head.next)->tag <
-		LANE_LENGTH;
+		lane->last_tag - lane->empty_tag < LANE_LENGTH;
 }
 
-/* One that a probe may have; NULL: there is none. */
+/* The lane for a message; NULL: it has to wait. */
 static Lane *
-free_lane(void)
+lane_of(const TpcPublication *place)
 {
+	Lane	   *lane = NULL;
+
+	if (!place->probe)
+		return has_room(&lanes[0]) ? &lanes[0] : NULL;
 	for (int i = 1; i < LANES; i++)
 	{
 		if (dlist_is_empty(&lanes[i].flights))
-			return &lanes[i];
+			lane = lane != NULL ? lane : &lanes[i];
+		/* its destination's messages stay in order */
+		else if (lanes[i].held == place->held)
+			return has_room(&lanes[i]) ? &lanes[i] : NULL;
 	}
-	return NULL;
+	return lane;
 }
 
 /* Returns false if the connection is lost. */
@@ -402,13 +443,16 @@ send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, Lane *lane,
 	flight[index].tag = lane->last_tag + 1;
 	flight[index].reply_code = 0;
 	flight[index].accepted = false;
+	flight[index].sent_at = GetCurrentTimestamp();
 	if (dlist_is_empty(&lane->flights))
 	{
 		lane->silent_ms = 0;
 		lane->logged = false;
+		lane->empty_tag = lane->last_tag;
+		lane->held = place->held;
 	}
 	dlist_push_tail(&lane->flights, &flight[index].link);
-	nunsure++;
+	lane->nunsure++;
 	set_state(place, TPC_PUBLICATION_SENT);
 	if (!tpc_channel_publish(broker, lane->channel, &exchange, &key, &properties,
 							 &body, place->mandatory))
@@ -428,17 +472,29 @@ send_one(TpcNode *node, TpcBroker *broker, TpcPublications *window, Lane *lane,
 	return true;
 }
 
-/* What waits in the order of this list, as far as lanes have room for it. */
+/*
+ * Send what waits in the order of this list, as far as lanes have room for it.
+ * Probes do not wait for one another.
+ */
 static void
 send_list(TpcNode *node, TpcBroker *broker, TpcPublications *window,
-		  Waiting *list, Size *bytes)
+		  SendList *list, Size *bytes)
 {
-	while (list->next < list->n && nunsure < limit)
-	{
-		int			index = list->places[list->next];
-		Lane	   *lane = list == &probes ? free_lane() : &lanes[0];
+	int			kept = 0;
+	int			i = list->next;
 
-		if (lane == NULL || !has_room(lane))
+	for (; i < list->n && may_be_unsure(); i++)
+	{
+		int			index = list->places[i];
+		TpcPublication *place = &window->places[index];
+		Lane	   *lane = lane_of(place);
+
+		if (lane == NULL && place->probe)
+		{
+			list->places[kept++] = index;
+			continue;
+		}
+		if (lane == NULL)
 			break;
 		if (*bytes > TURN_BYTES)
 		{
@@ -447,11 +503,18 @@ send_list(TpcNode *node, TpcBroker *broker, TpcPublications *window,
 		}
 		if (!open_lane(broker, lane))
 			break;
-		*bytes += window->places[index].body_len + 512;
+		*bytes += place->body_len + 512;
 		if (!send_one(node, broker, window, lane, index))
 			break;
-		list->next++;
 	}
+	if (list == &waiting)
+	{
+		list->next = i;
+		return;
+	}
+	memmove(&list->places[kept], &list->places[i],
+			sizeof(int) * (list->n - i));
+	list->n = kept + list->n - i;
 }
 
 /*
@@ -467,7 +530,7 @@ give_up_lane(TpcNode *node, TpcBroker *broker, TpcPublications *window,
 	dlist_foreach_modify(iter, &lane->flights)
 	{
 		int			index = dlist_container(Flight, link, iter.cur) - flight;
-		uint64		destination = window->places[index].destination;
+		uint64		destination = window->places[index].key.destination;
 
 		/* it has come back already */
 		if (flight[index].reply_code != 0)
@@ -486,31 +549,56 @@ give_up_lane(TpcNode *node, TpcBroker *broker, TpcPublications *window,
 	reset_lane(lane);
 }
 
+static void
+take_check(TpcChannelOwner *owner, TpcNode *node, TpcBroker *broker,
+		   const TpcBrokerEvent *event)
+{
+	/* whatever it says, it has read the question */
+	if (event->kind == TPC_EVENT_ANSWER)
+		tpc_channel_close(broker, check_channel);
+	check_channel = 0;
+}
+
+static void
+begin_check(TpcBroker *broker)
+{
+	if (check_channel != 0)
+		return;
+	check_owner.take = take_check;
+	check_channel = tpc_channel_open(broker, &check_owner, false);
+	check_ms = 0;
+	if (check_channel != 0)
+		ask_something(broker, check_channel);
+}
+
 /* Look after lanes of which the broker says nothing. */
 static void
 look_after_silence(TpcNode *node, TpcBroker *broker, TpcPublications *window)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int64		passed = turn_at == 0 ? 0 : (now - turn_at) / 1000;
-	bool		wanted = probes.next < probes.n && free_lane() == NULL;
+	bool		wanted = false;
+	bool		free = false;
 	Lane	   *longest = NULL;
 
 	/* what is less than a millisecond counts next time */
-	if (turn_at != 0 && passed <= 0)
+	if (turn_at != 0 && passed == 0)
 		return;
 	turn_at = now;
-	passed = Min(passed, TURN_SILENCE_MS);
+	/* clocks can be set */
+	passed = Max(0, Min(passed, TURN_SILENCE_MS));
 	for (int i = 0; i < LANES; i++)
 	{
 		Lane	   *lane = &lanes[i];
 
 		if (dlist_is_empty(&lane->flights))
+		{
+			free |= i > 0;
 			continue;
+		}
 		lane->silent_ms = Min(lane->silent_ms + (int) passed, INT_MAX / 2);
 		if (lane->silent_ms < tpc_confirm_timeout)
 			continue;
-		/* it would have closed by now */
-		accept_up_to(lane, lane->last_tag);
 		if (i == 0)
 		{
 			ereport(LOG,
@@ -518,6 +606,7 @@ look_after_silence(TpcNode *node, TpcBroker *broker, TpcPublications *window)
 							lane->silent_ms),
 					 errdetail("One message at a time tries each of their destinations.")));
 			give_up_lane(node, broker, window, lane);
+			begin_check(broker);
 			continue;
 		}
 		if (!lane->logged)
@@ -531,9 +620,19 @@ look_after_silence(TpcNode *node, TpcBroker *broker, TpcPublications *window)
 		if (longest == NULL || lane->silent_ms > longest->silent_ms)
 			longest = lane;
 	}
+	for (int i = probes.next; i < probes.n && !free; i++)
+		wanted |= lane_of(&window->places[probes.places[i]]) == NULL;
 	if (longest != NULL &&
 		(wanted || pg_atomic_exchange_u32(&window->probes_held_up, 0) != 0))
 		give_up_lane(node, broker, window, longest);
+
+	if (check_channel != 0)
+	{
+		check_ms += (int) passed;
+		if (check_ms >= CHECK_MS)
+			tpc_broker_abandon(broker,
+							   "the broker does not read the connection any more");
+	}
 }
 
 static void
@@ -570,9 +669,14 @@ serve(TpcNode *node, TpcBroker *broker, bool blocked)
 static void
 settle(TpcNode *node, TpcPublications *window, int index, bool rejected)
 {
+	TpcPublication *place = &window->places[index];
+
+	place->slow = TimestampDifferenceExceeds(flight[index].sent_at,
+											 GetCurrentTimestamp(),
+											 tpc_confirm_timeout / 2);
 	if (flight[index].reply_code != 0)
 	{
-		window->places[index].reply_code = flight[index].reply_code;
+		place->reply_code = flight[index].reply_code;
 		finish(window, index, TPC_PUBLICATION_RETURNED);
 	}
 	else if (rejected)
@@ -585,7 +689,8 @@ settle(TpcNode *node, TpcPublications *window, int index, bool rejected)
 		tpc_node_count(node, TPC_STAT_CONFIRMED, 1);
 		finish(window, index, TPC_PUBLICATION_CONFIRMED);
 	}
-	suspect = 0;
+	if (suspect == place->id)
+		suspect = 0;
 }
 
 static void
@@ -668,6 +773,7 @@ is_refusal(int code)
 		case REPLY_UNEXPECTED_FRAME:
 		case REPLY_NOT_ALLOWED:
 		case REPLY_NOT_IMPLEMENTED:
+		case REPLY_INTERNAL_ERROR:
 			return true;
 		default:
 			return false;
@@ -688,6 +794,9 @@ only_unsure(const Lane *only)
 		dlist_iter	iter;
 
 		if (only != NULL && only != &lanes[i])
+			continue;
+		/* not counted: may_be_unsure() */
+		if (only == NULL && i > 0 && lanes[i].silent_ms >= TURN_SILENCE_MS)
 			continue;
 		dlist_foreach(iter, &lanes[i].flights)
 		{
@@ -765,6 +874,7 @@ connected(TpcNode *node, TpcBroker *broker)
 	}
 	reopen_at = 0;
 	turn_at = 0;
+	check_channel = 0;
 	make_list = true;
 	if (window == NULL)
 		return;
@@ -782,9 +892,13 @@ static void
 lost(TpcNode *node, const TpcBrokerError *error)
 {
 	TpcPublications *window = find_window(node);
+	int			nunsure = 0;
 
 	if (window == NULL)
 		return;
+	check_channel = 0;
+	for (int i = 0; i < LANES; i++)
+		nunsure += lanes[i].nunsure;
 	if (is_refusal(error->reply_code) && nunsure > 0)
 	{
 		int			index = only_unsure(NULL);

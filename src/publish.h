@@ -17,6 +17,7 @@
 #ifndef TPC_PUBLISH_H
 #define TPC_PUBLISH_H
 
+#include "destination.h"
 #include "messenger.h"
 #include "shmem.h"
 
@@ -50,9 +51,10 @@ typedef struct TpcPublication
 	uint32		properties_len;
 	uint32		body_len;
 	dsa_pointer data;			/* those four, one after the other */
-	uint64		destination;	/* of exchange and routing key, a hash */
+	TpcDestinationKey key;		/* where it goes */
 	bool		probe;			/* to find out whether the broker takes it */
-	bool		counted;		/* relay: its destination is held */
+	uint64		held;			/* … there: what is held, a hash */
+	bool		slow;			/* messenger: its confirmation took long */
 	int			reply_code;		/* returned, refused: the broker's … */
 	char		reason[200];	/* … words */
 } TpcPublication;
@@ -62,6 +64,7 @@ typedef struct TpcPublications
 	pg_atomic_uint64 given;		/* order of the last one that is waiting */
 	/* set by the relay, for the messenger: probes do not find room */
 	pg_atomic_uint32 probes_held_up;
+	uint64		seed;			/* of the hashes */
 	TpcPublication places[TPC_PUBLICATIONS];
 } TpcPublications;
 

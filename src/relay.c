@@ -63,7 +63,9 @@
 /* The window is filled again when so many places are free. */
 #define REFILL				(TPC_PUBLICATIONS / 2)
 /* Messages that find out may be in the window at a time; places kept for them. */
-#define MAX_PROBES			(TPC_PUBLICATIONS / 16)
+#define MAX_PROBES			(TPC_PUBLICATIONS / 8)
+/* Rows a look may pass over to find them, before others have their turn. */
+#define HELD_ROWS			5000
 
 /* A row that is not to be sent: where it stands instead. */
 typedef struct Failed
@@ -143,10 +145,7 @@ restore_destinations(void)
 		if (state_of(place) == TPC_PUBLICATION_FREE)
 			continue;
 		if (place->probe)
-			tpc_destination_restore(tpc_destination_find(place->destination),
-									place->id);
-		else
-			place->counted = false;
+			tpc_destination_restore(&place->key, place->id);
 	}
 	restored = true;
 }
@@ -171,6 +170,8 @@ find_window(void)
 		memset(window, 0, sizeof(TpcPublications));
 		pg_atomic_init_u64(&window->given, 0);
 		pg_atomic_init_u32(&window->probes_held_up, 0);
+		if (!pg_strong_random(&window->seed, sizeof(window->seed)))
+			window->seed = 0;
 		for (int i = 0; i < TPC_PUBLICATIONS; i++)
 		{
 			pg_atomic_init_u32(&window->places[i].state,
@@ -338,8 +339,8 @@ take_outcomes(void)
 	{
 		TpcPublication *place = &window->places[i];
 		TpcPublicationState state = state_of(place);
-		TpcDestination *d = tpc_destination_find(place->destination);
 		Failed	   *f;
+		int64		first;
 
 		switch (state)
 		{
@@ -353,7 +354,8 @@ take_outcomes(void)
 				continue;
 			case TPC_PUBLICATION_REJECTED:
 			case TPC_PUBLICATION_OVERDUE:
-				tpc_destination_refused(d, place->id, place->counted, now);
+				tpc_destination_refused(&place->key, place->id, place->probe,
+										state == TPC_PUBLICATION_OVERDUE, now);
 				free_place(place);
 				probes_held_up = false;
 				continue;
@@ -371,13 +373,14 @@ take_outcomes(void)
 				failed = lappend(failed, f);
 				break;
 		}
-		if (tpc_destination_took(d, place->counted, now))
+		if (tpc_destination_took(&place->key, place->probe, !place->slow,
+								 now, &first))
 		{
-			tpc_unseen_again(&unseen, d->first);
+			tpc_unseen_again(&unseen, first);
 			more_rows = true;
 		}
-		/* lest it be counted twice, after an error */
-		place->counted = false;
+		/* lest it be counted twice after an error, or by a successor */
+		place->probe = false;
 		places[nplaces++] = place;
 	}
 	if (nplaces == 0)
@@ -442,12 +445,12 @@ unwatch_prepared(Snapshot snapshot)
  * goes, if that is held.
  */
 static bool
-hand_over(TpcPublication *place, int64 id, Datum *values, uint64 destination,
-		  TpcDestination *d)
+hand_over(TpcPublication *place, int64 id, Datum *values,
+		  const TpcDestinationKey *key, TpcDestination *d)
 {
 	char	   *exchange =
 	TextDatumGetCString(values[PUBLICATION_EXCHANGE - 1]);
-	char	   *key =
+	char	   *routing_key =
 	TextDatumGetCString(values[PUBLICATION_ROUTING_KEY - 1]);
 	bytea	   *properties =
 	DatumGetByteaPP(values[PUBLICATION_PROPERTIES - 1]);
@@ -456,9 +459,9 @@ hand_over(TpcPublication *place, int64 id, Datum *values, uint64 destination,
 	char	   *p;
 
 	exchange = pg_server_to_any(exchange, strlen(exchange), PG_UTF8);
-	key = pg_server_to_any(key, strlen(key), PG_UTF8);
+	routing_key = pg_server_to_any(routing_key, strlen(routing_key), PG_UTF8);
 	place->exchange_len = strlen(exchange);
-	place->key_len = strlen(key);
+	place->key_len = strlen(routing_key);
 	place->properties_len = VARSIZE_ANY_EXHDR(properties);
 	place->body_len = VARSIZE_ANY_EXHDR(body);
 	size = (Size) place->exchange_len + place->key_len +
@@ -469,16 +472,17 @@ hand_over(TpcPublication *place, int64 id, Datum *values, uint64 destination,
 	p = dsa_get_address(tpc_area(), place->data);
 	memcpy(p, exchange, place->exchange_len);
 	p += place->exchange_len;
-	memcpy(p, key, place->key_len);
+	memcpy(p, routing_key, place->key_len);
 	p += place->key_len;
 	memcpy(p, VARDATA_ANY(properties), place->properties_len);
 	p += place->properties_len;
 	memcpy(p, VARDATA_ANY(body), place->body_len);
 
 	place->id = id;
-	place->destination = destination;
-	place->counted = d != NULL;
-	place->probe = d != NULL && d->allowed == 1;
+	place->key = *key;
+	place->probe = d != NULL;
+	place->held = d != NULL ? d->hash : 0;
+	place->slow = false;
 	place->mandatory = DatumGetBool(values[PUBLICATION_MANDATORY - 1]);
 	place->repeated = false;
 	place->reply_code = 0;
@@ -494,17 +498,22 @@ hand_over(TpcPublication *place, int64 id, Datum *values, uint64 destination,
 	return true;
 }
 
-static uint64
-destination_of(Datum *values)
+static TpcDestinationKey
+key_of(Datum *values)
 {
-	text	   *exchange =
-	DatumGetTextPP(values[PUBLICATION_EXCHANGE - 1]);
-	text	   *key = DatumGetTextPP(values[PUBLICATION_ROUTING_KEY - 1]);
+	text	   *exchange = DatumGetTextPP(values[PUBLICATION_EXCHANGE - 1]);
+	text	   *routing_key =
+	DatumGetTextPP(values[PUBLICATION_ROUTING_KEY - 1]);
+	TpcDestinationKey key;
 
-	return hash_combine64(hash_bytes_extended((unsigned char *) VARDATA_ANY(exchange),
-											  VARSIZE_ANY_EXHDR(exchange), 0),
-						  hash_bytes_extended((unsigned char *) VARDATA_ANY(key),
-											  VARSIZE_ANY_EXHDR(key), 0));
+	key.exchange = hash_bytes_extended((unsigned char *) VARDATA_ANY(exchange),
+									   VARSIZE_ANY_EXHDR(exchange),
+									   window->seed);
+	key.destination =
+		hash_bytes_extended((unsigned char *) VARDATA_ANY(routing_key),
+							VARSIZE_ANY_EXHDR(routing_key),
+							hash_combine64(key.exchange, 1));
+	return key;
 }
 
 /* What is in the window: ids, sorted; free places; bytes. */
@@ -641,7 +650,7 @@ take_row(Look *look, HeapTuple tuple, TpcDestination *held)
 	MemoryContext caller = CurrentMemoryContext;
 	Datum		values[PUBLICATION_NATTS];
 	bool		nulls[PUBLICATION_NATTS];
-	uint64		hash;
+	TpcDestinationKey key;
 	TpcDestination *d;
 	TpcPublication *place;
 	int64		id;
@@ -658,9 +667,9 @@ take_row(Look *look, HeapTuple tuple, TpcDestination *held)
 
 	MemoryContextReset(look->row_context);
 	MemoryContextSwitchTo(look->row_context);
-	hash = destination_of(values);
+	key = key_of(values);
 	MemoryContextSwitchTo(caller);
-	d = tpc_destination_find(hash);
+	d = tpc_destination_find(&key);
 	if (held != NULL && d != held)
 		return ROW_PASSED_OVER;
 
@@ -670,13 +679,12 @@ take_row(Look *look, HeapTuple tuple, TpcDestination *held)
 		add_too_large(look, id, size);
 		return ROW_PASSED_OVER;
 	}
-	if (held == NULL && d->held)
+	if (held == NULL && d != NULL)
 	{
 		tpc_destination_met(d, id);
 		return ROW_PASSED_OVER;
 	}
-	if (held != NULL && held->allowed == 1 ?
-		!has_room_for_probe(inv, size) : !has_room(inv, size))
+	if (held != NULL ? !has_room_for_probe(inv, size) : !has_room(inv, size))
 		return ROW_STOPS;
 
 	if (!look->awaited && tpc_worker_has_standbys() &&
@@ -685,7 +693,7 @@ take_row(Look *look, HeapTuple tuple, TpcDestination *held)
 	look->awaited = true;
 	place = &window->places[inv->free[inv->nfree - 1]];
 	MemoryContextSwitchTo(look->row_context);
-	room = hand_over(place, id, values, hash, held);
+	room = hand_over(place, id, values, &key, held);
 	MemoryContextSwitchTo(caller);
 	if (!room)
 	{
@@ -707,34 +715,41 @@ static void
 look_for_held(Look *look)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	int			budget = HELD_ROWS;
 	TpcDestination *d;
 
 	probes_held_up = false;
-	while (!probes_held_up && (d = tpc_destination_next()) != NULL &&
-		   d->until <= now)
+	pg_atomic_write_u32(&window->probes_held_up, 0);
+	while (budget > 0 && !probes_held_up &&
+		   (d = tpc_destination_next()) != NULL && d->until <= now)
 	{
 		SysScanDesc scan = begin_scan(look, d->first);
-		HeapTuple	tuple = NULL;
+		bool		at_end = false;
 
 		look->highest = 0;
-		while (d->waits &&
-			   (tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
+		while (d->waits && budget > 0 && !probes_held_up)
 		{
-			if (take_row(look, tuple, d) != ROW_STOPS)
-				continue;
-			tpc_destination_passed(d, look->highest);
-			probes_held_up = true;
-			if (d->allowed == 1)
-				pg_atomic_write_u32(&window->probes_held_up, 1);
-			break;
-		}
-		if (d->waits && tuple == NULL)
-		{
-			tpc_destination_passed(d, look->highest + 1);
-			tpc_destination_exhausted(d);
+			HeapTuple	tuple = systable_getnext_ordered(scan,
+														 ForwardScanDirection);
+
+			budget--;
+			if (tuple == NULL)
+			{
+				at_end = true;
+				break;
+			}
+			probes_held_up = take_row(look, tuple, d) == ROW_STOPS;
 		}
 		systable_endscan_ordered(scan);
+		if (look->highest > 0)
+			tpc_destination_passed(d, look->highest + (probes_held_up ? 0 : 1));
+		if (at_end)
+			tpc_destination_exhausted(d);
 	}
+
+	/* the messenger then takes back one of which nothing is heard */
+	if (probes_held_up && look->inv->nprobes > 0)
+		pg_atomic_write_u32(&window->probes_held_up, 1);
 }
 
 /* Hand over the others, in order of ids, as far as there is room. */

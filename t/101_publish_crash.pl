@@ -250,5 +250,41 @@ my @runs = map {
 $_->finish for @runs;
 is(arrived('any order'), '', '1000 transactions of 20 sessions');
 
+# A message that the broker stumbles over: it closes the whole connection.
+$broker->ctl('eval', q{
+	Source = ["-module(tpc_stumble).",
+		"-behaviour(rabbit_channel_interceptor).",
+		"-export([description/0, init/1, intercept/3, applies_to/0]).",
+		"description() -> [].",
+		"init(_) -> undefined.",
+		"applies_to() -> ['basic.publish'].",
+		"intercept({'basic.publish', _, _, <<$s, $t, $o, $n, $e>>, _, _}, _, _) ->"
+		" rabbit_misc:protocol_error(internal_error, [$o, $h], []);"
+		"intercept(Method, Content, _) -> {Method, Content}."],
+	Forms = [begin {ok, Tokens, _} = erl_scan:string(Line),
+		{ok, Form} = erl_parse:parse_form(Tokens), Form end || Line <- Source],
+	{ok, Name, Binary} = compile:forms(Forms),
+	{module, Name} = code:load_binary(Name, "tpc_stumble", Binary),
+	rabbit_registry:register(channel_interceptor, <<"tpc_stumble">>, Name).});
+$broker->close_connections;
+$amqp = TpcAmqp->new($broker);
+TpcPair::connected($blog);
+my $connects = $blog->counter('connects');
+$blog->sql(q{BEGIN;
+	INSERT INTO public.sent VALUES (-2), (-1);
+	SELECT tpc_amqp.publish('', 'q', '-2', '{"message_id": "m-2"}');
+	SELECT tpc_amqp.publish('', 'stone', '0');
+	SELECT tpc_amqp.publish('', 'q', '-1', '{"message_id": "m-1"}');
+	COMMIT});
+$blog->poll('SELECT count(*) = 1 FROM tpc_amqp.returned_messages');
+is($blog->sql('SELECT kind, code, reason, routing_key
+	FROM tpc_amqp.returned_messages'), 'refused|541|INTERNAL_ERROR|stone',
+	'a message that the broker closes the connection for is found');
+cmp_ok($blog->counter('connects'), '<=', $connects + 3, '... soon');
+$blog->sql(q{SELECT tpc_amqp.discard(id) FROM tpc_amqp.returned_messages;
+	SELECT tpc_amqp.publish('', 'nowhere', '0', mandatory => true)});
+is(arrived('any order'), '', '... and the others arrive');
+
+
 TpcTest->no_crash('no crash in the log', $blog);
 done_testing();

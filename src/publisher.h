@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * publisher.h
+ *	  The messenger's other connection: what publish() sends.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TPC_PUBLISHER_H
+#define TPC_PUBLISHER_H
+
+#include "broker.h"
+#include "shmem.h"
+
+extern void tpc_publisher_serve(TpcNode *node, const TpcBrokerParams *params,
+								bool readable);
+extern void tpc_publisher_close(TpcNode *node);
+extern int	tpc_publisher_socket(uint32 *events);
+extern long tpc_publisher_wait_ms(void);
+extern bool tpc_publisher_blocked(void);
+extern void tpc_publisher_count(TpcNode *node);
+
+#endif							/* TPC_PUBLISHER_H */
