@@ -128,6 +128,8 @@ static Lane lanes[LANES];
 static TimestampTz reopen_at = 0;
 static Flight flight[TPC_PUBLICATIONS];
 static int	limit = TPC_PUBLICATIONS;	/* as many may be unsure */
+static int	nto_blame = 0;		/* one of as many lost us the connection: they
+								 * go one at a time */
 static int64 suspect = 0;		/* alone when the connection was lost */
 static TimestampTz turn_at = 0; /* the last look for silence */
 static TpcChannelOwner check_owner;
@@ -315,7 +317,10 @@ accept_up_to(Lane *lane, uint64 tag)
 			continue;
 		f->accepted = true;
 		lane->nunsure--;
-		limit = Min(limit + 1, TPC_PUBLICATIONS);
+		if (nto_blame > 0)
+			nto_blame--;
+		else
+			limit = Min(limit + 1, TPC_PUBLICATIONS);
 	}
 }
 
@@ -904,6 +909,14 @@ lost(TpcNode *node, const TpcBrokerError *error)
 		int			index = only_unsure(NULL);
 
 		limit = 1;
+		nto_blame = 0;
+		for (int i = 0; i < LANES; i++)
+		{
+			dlist_iter	iter;
+
+			dlist_foreach(iter, &lanes[i].flights)
+				nto_blame++;
+		}
 		if (index >= 0)
 		{
 			int64		id = window->places[index].id;
