@@ -697,7 +697,7 @@ tpc_broker_put_long_method(TpcBroker *b, uint16 channel, uint32 id,
 	if (size < 0)
 	{
 		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0, "could not encode: %s",
-			 amqp_error_string2(size));
+						amqp_error_string2(size));
 		return false;
 	}
 	tpc_broker_finish_frame(b, p, AMQP_FRAME_METHOD, channel, size + sizeof(id_be));
@@ -731,7 +731,7 @@ static bool
 put_content_header(TpcBroker *b, const TpcWire *wire)
 {
 	char	   *p = tpc_broker_out_reserve(b, FRAME_EXTRA + CONTENT_HEAD +
-								PROPERTIES_MAX);
+										   PROPERTIES_MAX);
 	amqp_basic_properties_t props;
 	amqp_table_entry_t headers[3];
 	int			nheaders = 0;
@@ -785,7 +785,7 @@ put_content_header(TpcBroker *b, const TpcWire *wire)
 	if (too_long)
 	{
 		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0,
-			 "a message property is longer than %d bytes", SHORTSTR_MAX);
+						"a message property is longer than %d bytes", SHORTSTR_MAX);
 		return false;
 	}
 
@@ -798,7 +798,7 @@ put_content_header(TpcBroker *b, const TpcWire *wire)
 	if (size < 0)
 	{
 		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0, "could not encode: %s",
-			 amqp_error_string2(size));
+						amqp_error_string2(size));
 		return false;
 	}
 	tpc_broker_finish_frame(b, p, AMQP_FRAME_HEADER, CHANNEL, CONTENT_HEAD + size);
@@ -877,8 +877,8 @@ connect_host(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 	if (rc != 0)
 	{
 		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
-			 "could not resolve host \"%s\": %s", params->host,
-			 gai_strerror(rc));
+						"could not resolve host \"%s\": %s", params->host,
+						gai_strerror(rc));
 		return -1;
 	}
 	for (struct addrinfo *a = list; a != NULL; a = a->ai_next)
@@ -900,8 +900,8 @@ connect_host(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 		if (interrupted)
 			interrupt_hit = true;
 		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
-			 "could not connect to host \"%s\", port %d: %s", params->host,
-			 params->port, strerror(rc != 0 ? rc : ETIMEDOUT));
+						"could not connect to host \"%s\", port %d: %s", params->host,
+						params->port, strerror(rc != 0 ? rc : ETIMEDOUT));
 	}
 	return fd;
 }
@@ -992,7 +992,7 @@ tls_configure(TpcBroker *b, amqp_socket_t *sock,
 	if (file != NULL)
 	{
 		tpc_broker_lose(b, ERRCODE_CONFIG_FILE_ERROR, 0, "could not use file \"%s\": %s",
-			 file, tls_text());
+						file, tls_text());
 		return false;
 	}
 	return true;
@@ -1024,7 +1024,7 @@ lose_library(TpcBroker *b, int status)
 {
 	b->dead = true;				/* the library may have closed the socket */
 	tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0, "%s",
-		 library_text(status));
+					library_text(status));
 }
 
 /* Connects and shakes hands.  False, and the connection lost, on failure. */
@@ -1071,14 +1071,14 @@ tls_connect(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 		interrupt_hit = true;	/* also when there was no socket to shut */
 	if (status == AMQP_STATUS_OK)
 		tpc_broker_lose(b, ERRCODE_INTERNAL_ERROR, 0,
-			 "librabbitmq is not built with OpenSSL");
+						"librabbitmq is not built with OpenSSL");
 	else if (params->tls_verify && b->verify_result != X509_V_OK)
 		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
-			 "certificate verification failed: %s",
-			 X509_verify_cert_error_string(b->verify_result));
+						"certificate verification failed: %s",
+						X509_verify_cert_error_string(b->verify_result));
 	else if (ERR_peek_last_error() != 0)
 		tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
-			 "%s: %s", amqp_error_string2(status), tls_text());
+						"%s: %s", amqp_error_string2(status), tls_text());
 	else if (status == AMQP_STATUS_SOCKET_ERROR ||
 			 status == AMQP_STATUS_HOSTNAME_RESOLUTION_FAILED)
 	{
@@ -1094,9 +1094,9 @@ tls_connect(TpcBroker *b, const TpcBrokerParams *params, int64 deadline)
 		}
 	}
 	tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0, "%s",
-		 status == AMQP_STATUS_SSL_CONNECTION_FAILED ?
-		 "TLS handshake failed: the connection was closed" :
-		 library_text(status));
+					status == AMQP_STATUS_SSL_CONNECTION_FAILED ?
+					"TLS handshake failed: the connection was closed" :
+					library_text(status));
 	return false;
 }
 
@@ -1217,7 +1217,7 @@ take_over(TpcBroker *b, int64 deadline)
 
 					b->blocked_held = true;
 					tpc_broker_copy_text(b->blocked_text, sizeof(b->blocked_text),
-							  m->reason);
+										 m->reason);
 					break;
 				}
 			case AMQP_CONNECTION_UNBLOCKED_METHOD:
@@ -1353,7 +1353,7 @@ call_method(TpcBroker *b, uint32 id, void *decoded, uint32 answer,
 		{
 			b->dead = true;
 			tpc_broker_lose(b, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, 0,
-				 "timed out waiting for the broker");
+							"timed out waiting for the broker");
 			return false;
 		}
 		n = read_input(b);
@@ -1495,6 +1495,7 @@ tpc_broker_open(const TpcBrokerParams *params, TpcBrokerError *error)
 	b->context = context;
 	b->fd = -1;
 	b->phase = "connect";
+	b->only_channels = params->only_channels;
 	b->verify_result = X509_V_OK;
 	tpc_broker_set_max_body(b, params->max_body);
 	b->read_needs = WL_SOCKET_READABLE;
@@ -1895,11 +1896,11 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 				char		tag[TPC_KIND_SIZE + 16];
 
 				tpc_broker_copy_text(tag, sizeof(tag),
-						  ((amqp_basic_cancel_t *) decoded)->consumer_tag);
+									 ((amqp_basic_cancel_t *) decoded)->consumer_tag);
 				tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0,
-					 "the broker cancelled the consumer of queue"
-					 " \"tpc_amqp.%s.%s\", which may have been deleted",
-					 b->node, tag);
+								"the broker cancelled the consumer of queue"
+								" \"tpc_amqp.%s.%s\", which may have been deleted",
+								b->node, tag);
 			}
 			return false;
 
@@ -1908,7 +1909,7 @@ dispatch(TpcBroker *b, const Frame *f, TpcBrokerEvent *event)
 			if (decoded == NULL)
 				return false;
 			tpc_broker_copy_text(b->blocked_text, sizeof(b->blocked_text),
-					  ((amqp_connection_blocked_t *) decoded)->reason);
+								 ((amqp_connection_blocked_t *) decoded)->reason);
 			return emit_blocked(b, event);
 
 		case AMQP_CONNECTION_UNBLOCKED_METHOD:
@@ -1937,8 +1938,8 @@ service_heartbeat(TpcBroker *b, bool nothing_read)
 	{
 		b->dead = true;
 		tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0,
-			 "nothing heard from the broker for %d seconds",
-			 (int) ((now - b->last_recv) / 1000));
+						"nothing heard from the broker for %d seconds",
+						(int) ((now - b->last_recv) / 1000));
 		return;
 	}
 	if (now < b->next_beat)
@@ -2090,8 +2091,8 @@ tpc_broker_flush(TpcBroker *b)
 		{
 			b->dead = true;
 			tpc_broker_lose(b, ERRCODE_CONNECTION_FAILURE, 0,
-				 "the broker does not read: %zu bytes unsent after %d ms",
-				 left, (int) (now_ms() - start));
+							"the broker does not read: %zu bytes unsent after %d ms",
+							left, (int) (now_ms() - start));
 			break;
 		}
 
@@ -2152,9 +2153,9 @@ tpc_broker_put_body(TpcBroker *b, uint16 channel, const char *body,
 		done += n;
 	}
 	b->published++;
-	if (b->out_end - b->out_start >= OUT_FLUSH)
-		return tpc_broker_flush(b);
-	return true;
+	if (b->out_end - b->out_start < OUT_FLUSH)
+		return true;
+	return b->only_channels ? tpc_broker_try_flush(b) : tpc_broker_flush(b);
 }
 
 /*
@@ -2176,7 +2177,7 @@ tpc_broker_publish(TpcBroker *b, const char *routing_key,
 	if (m.routing_key.len > SHORTSTR_MAX)
 	{
 		tpc_broker_lose(b, ERRCODE_PROGRAM_LIMIT_EXCEEDED, 0,
-			 "a routing key is longer than %d bytes", SHORTSTR_MAX);
+						"a routing key is longer than %d bytes", SHORTSTR_MAX);
 		return false;
 	}
 	if (!tpc_broker_put_method(b, CHANNEL, AMQP_BASIC_PUBLISH_METHOD, &m) ||

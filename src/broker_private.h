@@ -140,6 +140,7 @@ struct TpcBroker
 
 	amqp_pool_t pool;			/* of what is being decoded */
 	Content		content;		/* on the protocol's channel */
+	bool		only_channels;	/* others have the protocol */
 	int			nchannels;		/* highest number there may be */
 	struct TpcChannel **channels;	/* by number; see channel.c */
 	int			channels_size;

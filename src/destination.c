@@ -14,9 +14,10 @@
  * Where its rows are, is known by the lowest id: rows of all destinations lie
  * in one table, and a look for others must not pass over those that wait here.
  *
- * Where many routing keys of one exchange are held, as when each message has
- * its own and all lead to one queue that is full, the exchange is held as one
- * destination.  That bounds what is kept here, and what finding out costs.
+ * Each message can have a routing key of its own, and all lead to one queue that
+ * is full.  So there may be very many of them.  They are tried the less often
+ * the more there are, and when one is released, so are the others of its
+ * exchange, once a second at most.
  *
  * State of the relay alone.
  *
@@ -37,10 +38,26 @@
 #define DELAY_MAX_SILENT_MS	300000
 /* As many may be on their way before it is released. */
 #define ALLOWED_MAX			16
-/* With more of an exchange, all of it is held. */
-#define KEYS_MAX			100
+/* … or, where many are held, this for each of them. */
+#define DELAY_EACH_MS		10
+/* With more of them, those that come share this many entries. */
+#define HELD_MAX			200000
+#define SHARED				4096
+/* Others of an exchange are released with one, so often at most. */
+#define RELEASE_MS			1000
+
+/* How many destinations of an exchange are held. */
+typedef struct HeldOf
+{
+	uint64		exchange;
+	int			n;
+} HeldOf;
 
 static HTAB *destinations;
+static HTAB *held_of;
+static int	nheld = 0;
+static int	nshared = 0;		/* entries that are shared */
+static TimestampTz released_at = 0;
 static pairingheap waiting;		/* held, and more may be on their way */
 
 static int
@@ -66,6 +83,9 @@ tpc_destinations_init(void)
 	ctl.hcxt = TopMemoryContext;
 	destinations = hash_create("tpc_amqp destinations", 256, &ctl,
 							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.entrysize = sizeof(HeldOf);
+	held_of = hash_create("tpc_amqp exchanges", 64, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	waiting.ph_compare = compare_until;
 	waiting.ph_arg = NULL;
 	waiting.ph_root = NULL;
@@ -77,29 +97,15 @@ lookup(uint64 hash)
 	return hash_search(destinations, &hash, HASH_FIND, NULL);
 }
 
-static TpcDestination *
-enter(uint64 hash, uint64 exchange, bool is_exchange)
-{
-	bool		found;
-	TpcDestination *d = hash_search(destinations, &hash, HASH_ENTER, &found);
-
-	if (!found)
-	{
-		memset(d, 0, sizeof(*d));
-		d->hash = hash;
-		d->exchange = exchange;
-		d->is_exchange = is_exchange;
-	}
-	return d;
-}
-
-/* The one that counts for a message: its exchange, if that is held. */
+/* The entry of what a message goes to; NULL: there is none. */
 static TpcDestination *
 lookup_key(const TpcDestinationKey *key)
 {
-	TpcDestination *d = lookup(key->exchange);
+	TpcDestination *d = lookup(key->destination);
 
-	return d != NULL && d->held ? d : lookup(key->destination);
+	if (d == NULL && nshared > 0)
+		d = lookup(key->destination % SHARED);
+	return d;
 }
 
 /* tpc_destination_find: NULL if nothing is held there. */
@@ -115,7 +121,8 @@ tpc_destination_find(const TpcDestinationKey *key)
 static void
 set_waits(TpcDestination *d, TimestampTz until)
 {
-	bool		waits = d->held && d->on_way < d->allowed;
+	bool		waits = d->held && d->on_way < d->allowed &&
+	d->first <= d->last;
 
 	if (d->waits)
 		pairingheap_remove(&waiting, &d->link);
@@ -129,69 +136,90 @@ set_waits(TpcDestination *d, TimestampTz until)
 static void
 drop_if_idle(TpcDestination *d)
 {
-	if (!d->held && d->on_way == 0 && d->nkeys == 0)
-		(void) hash_search(destinations, &d->hash, HASH_REMOVE, NULL);
+	if (d->held || d->on_way > 0)
+		return;
+	if (d->hash < SHARED)
+		nshared--;
+	(void) hash_search(destinations, &d->hash, HASH_REMOVE, NULL);
+}
+
+/* Count it as held, or not any more; returns how many of its exchange are. */
+static int
+count_held(const TpcDestination *d, int change)
+{
+	bool		found;
+	HeldOf	   *of = hash_search(held_of, &d->exchange, HASH_ENTER, &found);
+	int			n;
+
+	if (!found)
+		of->n = 0;
+	nheld += change;
+	n = of->n += change;
+	if (n == 0)
+		(void) hash_search(held_of, &d->exchange, HASH_REMOVE, NULL);
+	return n;
 }
 
 static void
 release(TpcDestination *d)
 {
 	d->held = false;
-	d->delay_ms = 0;
+	(void) count_held(d, -1);
 	set_waits(d, 0);
-	if (!d->is_exchange)
-	{
-		TpcDestination *exchange = lookup(d->exchange);
-
-		if (exchange != NULL && exchange->nkeys > 0)
-		{
-			exchange->nkeys--;
-			drop_if_idle(exchange);
-		}
-	}
 	drop_if_idle(d);
 }
 
-/* From now on an exchange is held, and none of its destinations by itself. */
-static void
-hold_exchange(TpcDestination *exchange)
+/*
+ * Release one that takes messages again, and at times what else has its
+ * exchange.  Returns the lowest row that is like any other then.
+ */
+static int64
+release_exchange(TpcDestination *one, TimestampTz now)
 {
+	uint64		exchange = one->exchange;
+	int64		first = one->first;
 	HASH_SEQ_STATUS seq;
 	TpcDestination *d;
 
-	exchange->held = true;
-	exchange->first = PG_INT64_MAX;
-	exchange->nkeys = 0;
+	release(one);
+	if (nheld == 0 || !TimestampDifferenceExceeds(released_at, now, RELEASE_MS))
+		return first;
+	released_at = now;
 	hash_seq_init(&seq, destinations);
 	while ((d = hash_seq_search(&seq)) != NULL)
 	{
-		if (d->is_exchange || d->exchange != exchange->hash)
+		/* what is on its way will tell by itself */
+		if (!d->held || d->exchange != exchange || d->on_way > 0)
 			continue;
-		if (d->held)
-		{
-			exchange->first = Min(exchange->first, d->first);
-			exchange->delay_ms = Max(exchange->delay_ms, d->delay_ms);
-		}
-		exchange->on_way += d->on_way;
-		d->held = false;
-		set_waits(d, 0);
-		(void) hash_search(destinations, &d->hash, HASH_REMOVE, NULL);
+		first = Min(first, d->first);
+		release(d);
 	}
+	return first;
 }
 
 /* Hold what this message goes to; there is no row of it below id. */
 static TpcDestination *
 hold(const TpcDestinationKey *key, int64 id)
 {
-	TpcDestination *d = enter(key->destination, key->exchange, false);
-	TpcDestination *exchange = enter(key->exchange, key->exchange, true);
+	uint64		hash = nheld < HELD_MAX ? key->destination :
+	key->destination % SHARED;
+	bool		found;
+	TpcDestination *d = hash_search(destinations, &hash, HASH_ENTER, &found);
 
+	if (!found)
+	{
+		memset(d, 0, sizeof(*d));
+		d->hash = hash;
+		if (hash < SHARED)
+			nshared++;
+	}
+	d->exchange = key->exchange;
 	d->held = true;
-	d->first = id;
-	if (++exchange->nkeys <= KEYS_MAX)
-		return d;
-	hold_exchange(exchange);
-	return exchange;
+	(void) count_held(d, 1);
+	d->first = d->last = id;
+	d->delay_ms = 0;
+	d->until = 0;
+	return d;
 }
 
 /*
@@ -210,6 +238,7 @@ tpc_destination_refused(const TpcDestinationKey *key, int64 id,
 	if (d != NULL && d->held)
 	{
 		d->first = Min(d->first, id);
+		d->last = Max(d->last, id);
 		/* others that were sent before it was known say nothing new */
 		if (!was_probe)
 		{
@@ -219,42 +248,46 @@ tpc_destination_refused(const TpcDestinationKey *key, int64 id,
 	}
 	else
 		d = hold(key, id);
+	d->allowed = 1;
+	if (d->until > now)
+	{
+		/* the others that were sent with one that has come back */
+		set_waits(d, d->until);
+		return;
+	}
 	d->delay_ms = Min(Max(2 * d->delay_ms, DELAY_MIN_MS),
 					  silent && was_probe ? DELAY_MAX_SILENT_MS : DELAY_MAX_MS);
-	d->allowed = 1;
+	d->delay_ms = Max(d->delay_ms, count_held(d, 0) * DELAY_EACH_MS);
 	set_waits(d, TimestampTzPlusMilliseconds(now, d->delay_ms));
 }
 
 /*
  * tpc_destination_took: one has been taken (confirmed, or refused for good).
- * Returns true if what it goes to is held no more: then rows from *first on
- * are like any other.
+ * Returns the lowest row of what is held no more for that, which is like any
+ * other now; 0: there is none.
  */
-bool
+int64
 tpc_destination_took(const TpcDestinationKey *key, bool was_probe, bool quick,
-					 TimestampTz now, int64 *first)
+					 TimestampTz now)
 {
 	TpcDestination *d = lookup_key(key);
 
 	if (d == NULL || !was_probe)
-		return false;
+		return 0;
 	if (d->on_way > 0)
 		d->on_way--;
 	if (!d->held)
 	{
 		drop_if_idle(d);
-		return false;
+		return 0;
 	}
 	d->delay_ms = 0;
-	if (d->allowed >= ALLOWED_MAX && quick)
-	{
-		*first = d->first;
-		release(d);
-		return true;
-	}
+	if ((d->allowed >= ALLOWED_MAX && quick) ||
+		(d->first > d->last && d->on_way == 0))
+		return release_exchange(d, now);
 	d->allowed = Min(2 * d->allowed, ALLOWED_MAX);
 	set_waits(d, now);
-	return false;
+	return 0;
 }
 
 /* tpc_destination_given: of what is held, the row with this id is on its way. */
@@ -271,36 +304,23 @@ void
 tpc_destination_met(TpcDestination *d, int64 id)
 {
 	d->first = Min(d->first, id);
+	d->last = Max(d->last, id);
 	if (!d->waits)
 		set_waits(d, d->until);
 }
 
 /*
  * tpc_destination_passed: there is no row of it below id but those on their
- * way.
+ * way.  It may be held no more after that, and d gone.
  */
 void
 tpc_destination_passed(TpcDestination *d, int64 id)
 {
 	d->first = Max(d->first, id);
-}
-
-/*
- * tpc_destination_exhausted: … and none above either.  It is held no more if
- * none is on its way; d is gone then.
- */
-void
-tpc_destination_exhausted(TpcDestination *d)
-{
-	if (d->on_way == 0)
+	if (d->first > d->last && d->on_way == 0)
 		release(d);
 	else
-	{
-		/* until one of them is back, there is nothing to look for */
-		if (d->waits)
-			pairingheap_remove(&waiting, &d->link);
-		d->waits = false;
-	}
+		set_waits(d, d->until);
 }
 
 /*
@@ -314,6 +334,7 @@ tpc_destination_restore(const TpcDestinationKey *key, int64 id)
 	if (d == NULL)
 		d = hold(key, id);
 	d->first = Min(d->first, id);
+	d->last = Max(d->last, id);
 	d->allowed = 1;
 	d->on_way++;
 	set_waits(d, 0);

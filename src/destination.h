@@ -20,11 +20,8 @@ typedef struct TpcDestinationKey
 
 typedef struct TpcDestination
 {
-	uint64		hash;			/* key in the table; of one, or of an exchange */
-	uint64		exchange;		/* of one: its exchange's */
-	bool		is_exchange;
-	int			nkeys;			/* of an exchange: destinations held one by
-								 * one */
+	uint64		hash;			/* key in the table */
+	uint64		exchange;
 	bool		held;			/* what follows counts */
 	bool		waits;			/* link is in use */
 	pairingheap_node link;		/* of those that wait for their time */
@@ -32,7 +29,9 @@ typedef struct TpcDestination
 	int			delay_ms;
 	int			allowed;		/* as many may be on their way */
 	int			on_way;			/* since it was held first */
-	int64		first;			/* no row of it below that is not on its way */
+	int64		first;			/* of rows that are not on their way, there is
+								 * none below … */
+	int64		last;			/* … and none known above */
 } TpcDestination;
 
 extern void tpc_destinations_init(void);
@@ -40,12 +39,11 @@ extern TpcDestination *tpc_destination_find(const TpcDestinationKey *key);
 extern void tpc_destination_refused(const TpcDestinationKey *key, int64 id,
 									bool was_probe, bool silent,
 									TimestampTz now);
-extern bool tpc_destination_took(const TpcDestinationKey *key, bool was_probe,
-								 bool quick, TimestampTz now, int64 *first);
+extern int64 tpc_destination_took(const TpcDestinationKey *key, bool was_probe,
+								  bool quick, TimestampTz now);
 extern void tpc_destination_given(TpcDestination *d, int64 id);
 extern void tpc_destination_met(TpcDestination *d, int64 id);
 extern void tpc_destination_passed(TpcDestination *d, int64 id);
-extern void tpc_destination_exhausted(TpcDestination *d);
 extern void tpc_destination_restore(const TpcDestinationKey *key, int64 id);
 extern TpcDestination *tpc_destination_next(void);
 

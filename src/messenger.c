@@ -215,7 +215,7 @@ set_link(TpcLinkState link)
 {
 	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
 	node->link = link;
-	node->blocked = blocked || tpc_publisher_blocked();
+	node->blocked = blocked;
 	if (link == TPC_LINK_UP)
 	{
 		if (node->connected_since == 0)
@@ -315,14 +315,6 @@ tpc_messenger_report(const TpcBrokerError *error, bool lost)
 						node->name),
 				 errdetail("%s", text),
 				 errhint("It keeps trying; this is logged once a minute at most.")));
-}
-
-void
-tpc_messenger_show_blocked(void)
-{
-	LWLockAcquire(&tpc_shared->control, LW_EXCLUSIVE);
-	node->blocked = blocked || tpc_publisher_blocked();
-	LWLockRelease(&tpc_shared->control);
 }
 
 static void
@@ -2233,9 +2225,6 @@ tpc_messenger_main(Datum arg)
 		serve_outbox();
 		for (int i = 0; parts[i] != NULL; i++)
 			parts[i]->serve(node, broker, blocked);
-		fill_params(&params);
-		tpc_publisher_serve(node, broker != NULL ? &params : NULL,
-							publisher_readable);
 		wake_all();
 		if (broker != NULL)
 		{
@@ -2244,6 +2233,10 @@ tpc_messenger_main(Datum arg)
 			if (!tpc_broker_flush(broker))
 				connection_lost(tpc_broker_error(broker));
 		}
+		/* last, for it may connect */
+		fill_params(&params);
+		tpc_publisher_serve(node, broker != NULL ? &params : NULL,
+							publisher_readable);
 		turn_ended = GetCurrentTimestamp();
 		housekeeping();
 

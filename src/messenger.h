@@ -48,6 +48,5 @@ typedef struct TpcChannelOwner
 
 /* messenger.c, for publisher.c: of the connection for publish(). */
 extern void tpc_messenger_report(const TpcBrokerError *error, bool lost);
-extern void tpc_messenger_show_blocked(void);
 
 #endif							/* TPC_MESSENGER_H */

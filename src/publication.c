@@ -51,6 +51,8 @@
 #define ASKED_FOR			"amq.direct"
 /* Questions that may be open at a time. */
 #define MAX_QUESTIONS		8
+/* With more unsent, nothing is added. */
+#define UNSENT_MAX			(1024 * 1024)
 /* Given to the connection in one turn; then others have theirs. */
 #define TURN_BYTES			(256 * 1024)
 /* Wait for a channel that cannot be had, or that the broker has ended. */
@@ -75,6 +77,12 @@
  * answered in this time, the connection is not read any more.
  */
 #define CHECK_MS			3000
+/*
+ * A message is refused that has lost us the connection so often, alone.  An
+ * internal error need not be its fault.
+ */
+#define LOSSES				2
+#define LOSSES_INTERNAL		5
 /* Silence counted for one turn at most: we may have been stopped ourselves. */
 #define TURN_SILENCE_MS		1000
 
@@ -130,8 +138,10 @@ static Flight flight[TPC_PUBLICATIONS];
 static int	limit = TPC_PUBLICATIONS;	/* as many may be unsure */
 static int	nto_blame = 0;		/* one of as many lost us the connection: they
 								 * go one at a time */
-static int64 suspect = 0;		/* alone when the connection was lost */
+static int64 suspect = 0;		/* alone when the connection was lost … */
+static int	nlosses = 0;		/* … so often */
 static TimestampTz turn_at = 0; /* the last look for silence */
+static size_t unsent = 0;		/* as of then */
 static TpcChannelOwner check_owner;
 static uint16 check_channel = 0;	/* the check's; 0: there is none */
 static int	check_ms;			/* without an answer so far */
@@ -501,6 +511,8 @@ send_list(TpcNode *node, TpcBroker *broker, TpcPublications *window,
 		}
 		if (lane == NULL)
 			break;
+		if (tpc_broker_unsent(broker) > UNSENT_MAX)
+			break;
 		if (*bytes > TURN_BYTES)
 		{
 			SetLatch(MyLatch);
@@ -592,6 +604,10 @@ look_after_silence(TpcNode *node, TpcBroker *broker, TpcPublications *window)
 	turn_at = now;
 	/* clocks can be set */
 	passed = Max(0, Min(passed, TURN_SILENCE_MS));
+	/* what is being read is not silent, but large */
+	if (tpc_broker_unsent(broker) < unsent)
+		passed = 0;
+	unsent = tpc_broker_unsent(broker);
 	for (int i = 0; i < LANES; i++)
 	{
 		Lane	   *lane = &lanes[i];
@@ -615,12 +631,15 @@ look_after_silence(TpcNode *node, TpcBroker *broker, TpcPublications *window)
 			continue;
 		}
 		if (!lane->logged)
+		{
+			begin_check(broker);
 			ereport(LOG,
 					(errmsg("the broker does not confirm message " INT64_FORMAT,
 							window->places[dlist_container(Flight, link,
 														   lane->flights.head.next) - flight].id),
 					 errdetail("What else goes to its exchange with its routing key waits until it does."),
 					 errhint("View tpc_amqp.publications lists messages that wait.")));
+		}
 		lane->logged = true;
 		if (longest == NULL || lane->silent_ms > longest->silent_ms)
 			longest = lane;
@@ -921,7 +940,9 @@ lost(TpcNode *node, const TpcBrokerError *error)
 		{
 			int64		id = window->places[index].id;
 
-			if (suspect == id)
+			nlosses = suspect == id ? nlosses + 1 : 1;
+			if (nlosses >= (error->reply_code == REPLY_INTERNAL_ERROR ?
+							LOSSES_INTERNAL : LOSSES))
 				refuse(window, index, error->reply_code, error->text);
 			suspect = id;
 		}

@@ -25,13 +25,11 @@
 #include "publish.h"
 #include "publisher.h"
 
-/* Time for connecting, at most; transactions wait meanwhile. */
+/* Time for connecting, at first; transactions wait meanwhile. */
 #define CONNECT_MS			2000
 #define RECONNECT_MIN_MS	200
 #define RECONNECT_MAX_MS	30000
 #define EVENTS_PER_TURN		1000
-/* With more unsent, nothing is added. */
-#define UNSENT_MAX			(1024 * 1024)
 
 static TpcBroker *broker = NULL;
 static bool blocked = false;
@@ -56,7 +54,7 @@ close_connection(TpcNode *node, const TpcBrokerError *error)
 	counted_publishes = counted_writes = 0;
 	tpc_broker_close(broker);
 	broker = NULL;
-	blocked = false;
+	node->publish_blocked = blocked = false;
 	tpc_publication_part.lost(node, error);
 }
 
@@ -77,7 +75,8 @@ try_connect(TpcNode *node, const TpcBrokerParams *params)
 	TpcBrokerError error;
 
 	own.only_channels = true;
-	own.connect_timeout_ms = Min(own.connect_timeout_ms, CONNECT_MS);
+	own.connect_timeout_ms = Min(own.connect_timeout_ms,
+								 CONNECT_MS + 2 * backoff_ms);
 	broker = tpc_broker_open(&own, &error);
 	if (broker == NULL)
 	{
@@ -91,14 +90,13 @@ try_connect(TpcNode *node, const TpcBrokerParams *params)
 static void
 set_blocked(TpcNode *node, bool is_blocked)
 {
-	blocked = is_blocked;
+	node->publish_blocked = blocked = is_blocked;
 	ereport(LOG,
 			(blocked ?
 			 errmsg("the broker takes no messages of publish() from node \"%s\" for now",
 					node->name) :
 			 errmsg("the broker takes messages of publish() from node \"%s\" again",
 					node->name)));
-	tpc_messenger_show_blocked();
 }
 
 static void
@@ -171,9 +169,7 @@ tpc_publisher_serve(TpcNode *node, const TpcBrokerParams *params,
 		try_connect(node, params);
 	if (broker != NULL && (readable || tpc_broker_wait_ms(broker) == 0))
 		receive(node);
-	tpc_publication_part.serve(node, broker,
-							   blocked || (broker != NULL &&
-										   tpc_broker_unsent(broker) > UNSENT_MAX));
+	tpc_publication_part.serve(node, broker, blocked);
 	if (broker != NULL && !tpc_broker_try_flush(broker))
 		connection_lost(node, tpc_broker_error(broker));
 }
@@ -207,12 +203,6 @@ long
 tpc_publisher_wait_ms(void)
 {
 	return broker == NULL ? LONG_MAX : tpc_broker_wait_ms(broker);
-}
-
-bool
-tpc_publisher_blocked(void)
-{
-	return blocked;
 }
 
 /* tpc_publisher_count: bring the node's counters up to date. */

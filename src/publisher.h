@@ -16,7 +16,6 @@ extern void tpc_publisher_serve(TpcNode *node, const TpcBrokerParams *params,
 extern void tpc_publisher_close(TpcNode *node);
 extern int	tpc_publisher_socket(uint32 *events);
 extern long tpc_publisher_wait_ms(void);
-extern bool tpc_publisher_blocked(void);
 extern void tpc_publisher_count(TpcNode *node);
 
 #endif							/* TPC_PUBLISHER_H */

@@ -373,8 +373,9 @@ take_outcomes(void)
 				failed = lappend(failed, f);
 				break;
 		}
-		if (tpc_destination_took(&place->key, place->probe, !place->slow,
-								 now, &first))
+		first = tpc_destination_took(&place->key, place->probe, !place->slow,
+									 now);
+		if (first > 0)
 		{
 			tpc_unseen_again(&unseen, first);
 			more_rows = true;
@@ -724,10 +725,11 @@ look_for_held(Look *look)
 		   (d = tpc_destination_next()) != NULL && d->until <= now)
 	{
 		SysScanDesc scan = begin_scan(look, d->first);
-		bool		at_end = false;
+		int64		last = d->last;
 
 		look->highest = 0;
-		while (d->waits && budget > 0 && !probes_held_up)
+		while (d->waits && budget > 0 && !probes_held_up &&
+			   look->highest < last)
 		{
 			HeapTuple	tuple = systable_getnext_ordered(scan,
 														 ForwardScanDirection);
@@ -735,16 +737,15 @@ look_for_held(Look *look)
 			budget--;
 			if (tuple == NULL)
 			{
-				at_end = true;
+				look->highest = last;
 				break;
 			}
 			probes_held_up = take_row(look, tuple, d) == ROW_STOPS;
 		}
 		systable_endscan_ordered(scan);
-		if (look->highest > 0)
-			tpc_destination_passed(d, look->highest + (probes_held_up ? 0 : 1));
-		if (at_end)
-			tpc_destination_exhausted(d);
+		/* beyond the last row of it that it knows, there are others' only */
+		tpc_destination_passed(d, Min(look->highest, last) +
+							   (probes_held_up ? 0 : 1));
 	}
 
 	/* the messenger then takes back one of which nothing is heard */

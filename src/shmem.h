@@ -242,6 +242,8 @@ typedef struct TpcNode
 	TpcLinkState link;
 	TimestampTz connected_since;
 	bool		blocked;		/* connection.blocked */
+	bool		publish_blocked;	/* the connection for publish(); by the
+									 * messenger, without a lock */
 	int			last_sqlstate;	/* of last_error */
 	char		last_error[320];
 	TimestampTz last_error_at;

@@ -146,7 +146,8 @@ tpc_node_state(PG_FUNCTION_ARGS)
 	state = node_state_name(node);
 	strlcpy(broker, node->broker, sizeof(broker));
 	connected_since = node->link == TPC_LINK_UP ? node->connected_since : 0;
-	blocked = node->link == TPC_LINK_UP && node->blocked;
+	blocked = node->link == TPC_LINK_UP &&
+		(node->blocked || node->publish_blocked);
 	strlcpy(last_error, node->last_error, sizeof(last_error));
 	last_error_at = node->last_error_at;
 	incarnation = pg_atomic_read_u64(&node->incarnation);
