@@ -241,6 +241,28 @@ $broker->thaw;
 $blog->poll('SELECT count(*) = 0 FROM tpc_amqp.publications');
 is($amqp->count('late'), 60, '... and the others are not sent again');
 
+# The relay ends when a message that was to find out has been confirmed.
+$amqp->declare('full', 'x-max-length' => 1, 'x-overflow' => 'reject-publish');
+for my $action ('fatal', 'error')
+{
+	my $offset = TpcTest->log_size($cluster);
+
+	$blog->sql(q{SELECT tpc_amqp.stat_reset();
+		SELECT tpc_amqp.publish('', 'full', i::text)
+		FROM generate_series(1, 5) i});
+	# by then nothing but what finds out is on its way
+	$blog->poll('SELECT rejected > 5 FROM tpc_amqp.stat');
+	$blog->failpoint('X6.before', "$action:once");
+	$amqp->purge('full');
+	TpcTest->wait_for_log($cluster, qr/failpoint "X6\.before"/, $offset);
+	TpcTest::poll_until(sub {
+		$amqp->purge('full');
+		return $blog->ask('SELECT count(*) FROM tpc_amqp.publications') eq '0';
+	}, 'all of them');
+	pass("$action at X6.before: what was held is sent");
+}
+$amqp->delete_queue('full');
+
 # ---------------------------------------------------------------------------
 # Many at a time
 
