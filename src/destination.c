@@ -171,13 +171,14 @@ release(TpcDestination *d)
 
 /*
  * Release one that takes messages again, and at times what else has its
- * exchange.  Returns the lowest row that is like any other then.
+ * exchange.  Returns the lowest row that is like any other then; 0: there is
+ * none, so that no look need begin anew for it.
  */
 static int64
 release_exchange(TpcDestination *one, TimestampTz now)
 {
 	uint64		exchange = one->exchange;
-	int64		first = one->first;
+	int64		first = one->first <= one->last ? one->first : 0;
 	HASH_SEQ_STATUS seq;
 	TpcDestination *d;
 
@@ -191,7 +192,7 @@ release_exchange(TpcDestination *one, TimestampTz now)
 		/* what is on its way will tell by itself */
 		if (!d->held || d->exchange != exchange || d->on_way > 0)
 			continue;
-		first = Min(first, d->first);
+		first = first == 0 ? d->first : Min(first, d->first);
 		release(d);
 	}
 	return first;
@@ -201,8 +202,9 @@ release_exchange(TpcDestination *one, TimestampTz now)
 static TpcDestination *
 hold(const TpcDestinationKey *key, int64 id)
 {
-	uint64		hash = nheld < HELD_MAX ? key->destination :
-	key->destination % SHARED;
+	/* one with messages on their way has its entry, which is found first */
+	bool		shared = nheld >= HELD_MAX && lookup(key->destination) == NULL;
+	uint64		hash = shared ? key->destination % SHARED : key->destination;
 	bool		found;
 	TpcDestination *d = hash_search(destinations, &hash, HASH_ENTER, &found);
 
