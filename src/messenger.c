@@ -2175,7 +2175,6 @@ tpc_messenger_main(Datum arg)
 		int			nevents;
 		bool		more = false;
 		long		timeout = HOUSEKEEPING_MS;
-		TpcBrokerParams params;
 
 		if (gather())
 			readable = true;
@@ -2233,10 +2232,15 @@ tpc_messenger_main(Datum arg)
 			if (!tpc_broker_flush(broker))
 				connection_lost(tpc_broker_error(broker));
 		}
-		/* last, for it may connect */
-		fill_params(&params);
-		tpc_publisher_serve(node, broker != NULL ? &params : NULL,
-							publisher_readable);
+		/* last, for to connect takes its time */
+		if (broker != NULL && tpc_publisher_is_due(node))
+		{
+			TpcBrokerParams params;
+
+			fill_params(&params);
+			tpc_publisher_connect(node, &params);
+		}
+		tpc_publisher_serve(node, publisher_readable);
 		turn_ended = GetCurrentTimestamp();
 		housekeeping();
 

@@ -24,14 +24,14 @@
  *
  * A queue may say nothing at all, such as a quorum queue without its majority.
  * RabbitMQ then stops reading the channel, and after some hundred messages more
- * the whole connection, which is everybody's.  So all messages share a channel,
- * the first lane, on which only so many are sent until all of them have been
- * confirmed.  When it has been silent for confirm_timeout, all that is on it is
- * given back to the relay, and the lane begins anew on another channel.  The
- * relay sends one message for each of those destinations, as a probe, and
- * nothing else there, until that is confirmed.  What goes to one of them has a
- * lane of its own, and stays in it, so that it is not repeated, unless others
- * need the lane.
+ * the whole connection (publisher.c), and with it all destinations.  So all
+ * messages share a channel, the first lane, on which only so many are sent until
+ * all of them have been confirmed.  When it has been silent for confirm_timeout,
+ * all that is on it is given back to the relay, and the lane begins anew on
+ * another channel.  The relay sends one message for each of those destinations,
+ * as a probe, and nothing else there, until that is confirmed.  What goes to one
+ * of them has a lane of its own, and stays in it, so that it is not repeated,
+ * unless others need the lane.
  *
  *-------------------------------------------------------------------------
  */

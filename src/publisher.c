@@ -68,8 +68,9 @@ connection_lost(TpcNode *node, const TpcBrokerError *error)
 	schedule_attempt();
 }
 
-static void
-try_connect(TpcNode *node, const TpcBrokerParams *params)
+/* tpc_publisher_connect: one attempt; params are those of the other one. */
+void
+tpc_publisher_connect(TpcNode *node, const TpcBrokerParams *params)
 {
 	TpcBrokerParams own = *params;
 	TpcBrokerError error;
@@ -156,17 +157,20 @@ is_wanted(TpcNode *node)
 	return pg_atomic_read_u64(&window->given) > 0;
 }
 
+/* tpc_publisher_is_due: whether to connect, if the other connection is there. */
+bool
+tpc_publisher_is_due(TpcNode *node)
+{
+	return broker == NULL && is_wanted(node) &&
+		GetCurrentTimestamp() >= next_attempt;
+}
+
 /*
- * tpc_publisher_serve: once a turn.  params: how to connect; NULL if the other
- * connection is not there.  readable: there may be something to read.
+ * tpc_publisher_serve: once a turn.  readable: there may be something to read.
  */
 void
-tpc_publisher_serve(TpcNode *node, const TpcBrokerParams *params,
-					bool readable)
+tpc_publisher_serve(TpcNode *node, bool readable)
 {
-	if (broker == NULL && params != NULL && is_wanted(node) &&
-		GetCurrentTimestamp() >= next_attempt)
-		try_connect(node, params);
 	if (broker != NULL && (readable || tpc_broker_wait_ms(broker) == 0))
 		receive(node);
 	tpc_publication_part.serve(node, broker, blocked);
